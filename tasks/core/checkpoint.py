@@ -1,0 +1,46 @@
+"""Resumable checkpoints of long stages: outside DVC's outs, keyed by everything the work depends on."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+
+class Checkpoint:
+    """One file that a killed run resumes from; another key starts afresh.
+
+    key: digest of inputs, params and code (see `artifacts.work_key`). The file is replaced atomically, so a kill at any
+    moment leaves the previous one whole; at most `every_s` seconds of work are lost.
+    """
+
+    def __init__(self, folder: Path, key: str, every_s: float = 30.0):
+        self.path = Path(folder) / f"{key[:16]}.pt"
+        self.every_s = every_s
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict | None:
+        """The saved state, or None when there is none; a file cut short by a full disk counts as none."""
+        if not self.path.exists():
+            return None
+        try:
+            return torch.load(self.path, weights_only=True)
+        except (RuntimeError, EOFError, OSError) as error:
+            print(f"checkpoint {self.path} is unreadable ({type(error).__name__}); starting afresh")
+            return None
+
+    def save(self, state: dict) -> None:
+        """state: tensors, numbers, strings and containers of these (what `weights_only` can read back)."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+        self._saved_at = time.monotonic()
+
+    def save_if_due(self, state) -> None:
+        """state: a function that builds the state, called only when a checkpoint is due."""
+        if time.monotonic() - self._saved_at >= self.every_s:
+            self.save(state())
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)

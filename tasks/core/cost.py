@@ -1,0 +1,104 @@
+"""What a recipe costs on paper: MACs, BitOPs, bytes. Per image, over all steps, attention products included.
+
+A MAC is one multiply-accumulate of a Linear, a Conv2d or an attention product (Q K^T and A V); normalisation, activation and
+embedding lookups are not counted. BitOPs = sum of MACs x weight bits x activation bits (for a product: the bits of both sides).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tasks.core.denoiser import Denoiser
+from tasks.core.recipe import Recipe, bits
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    name: str             # module path; <attention path>.qk and .av for the products
+    kind: str             # linear | conv | attention_product
+    macs: int             # per image and evaluation of the network, dense
+    weights: int          # parameters, bias included; 0 for products
+    sublayer: str | None  # the cacheable sublayer that holds it
+
+
+@torch.inference_mode()
+def layer_costs(denoiser: Denoiser) -> list[LayerCost]:
+    """One forward of one image, in the order of computation."""
+    sublayers = [s.name for s in denoiser.sublayers()]
+    found: list[LayerCost] = []
+
+    def owner(name: str) -> str | None:
+        return next((s for s in sublayers if name == s or name.startswith(s + ".")), None)
+
+    def record(name: str):
+        def hook(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            found.extend(module_costs(name, module, output, owner(name)))
+        return hook
+
+    hooks = [m.register_forward_hook(record(n)) for n, m in denoiser.model.named_modules() if is_counted(m)]
+    try:
+        labels = torch.zeros(1, dtype=torch.int64) if denoiser.num_classes else None
+        denoiser(torch.zeros(1, *denoiser.sample_shape), torch.zeros(1, dtype=torch.int64), labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return merge(found)
+
+
+def is_counted(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d)) or type(module).__name__ == "Attention"
+
+
+def module_costs(name: str, module: nn.Module, y: torch.Tensor, sublayer: str | None) -> list[LayerCost]:
+    if isinstance(module, nn.Linear):
+        macs = y.numel() * module.in_features
+        return [LayerCost(name, "linear", macs, sum(p.numel() for p in module.parameters()), sublayer)]
+    if isinstance(module, nn.Conv2d):
+        kernel = module.weight[0].numel()  # in_channels / groups x height x width
+        return [LayerCost(name, "conv", y.numel() * kernel, sum(p.numel() for p in module.parameters()), sublayer)]
+    tokens = y.shape[1] if y.ndim == 3 else y.shape[-2] * y.shape[-1]
+    product = tokens * tokens * module.to_q.out_features
+    return [LayerCost(f"{name}.{part}", "attention_product", product, 0, sublayer) for part in ("qk", "av")]
+
+
+def merge(costs: list[LayerCost]) -> list[LayerCost]:
+    """A layer that runs twice in one evaluation (a shared embedding) has its MACs added and its weights counted once."""
+    merged: dict[str, LayerCost] = {}
+    for c in costs:
+        before = merged.get(c.name)
+        merged[c.name] = LayerCost(c.name, c.kind, c.macs + (before.macs if before else 0), c.weights, c.sublayer)
+    return list(merged.values())
+
+
+def evaluations(cost: LayerCost, recipe: Recipe) -> int:
+    """How many of the recipe's steps compute this layer."""
+    if recipe.cache is None or cost.sublayer not in recipe.cache.sublayers:
+        return recipe.nfe
+    column = recipe.cache.sublayers.index(cost.sublayer)
+    return sum(row[column] for row in recipe.cache.compute)
+
+
+def density(cost: LayerCost, recipe: Recipe) -> float:
+    """Kept share of the layer's weights."""
+    return ((recipe.sparsity or {}).get("density") or {}).get(cost.name, 1.0)
+
+
+def macs(costs: list[LayerCost], recipe: Recipe) -> int:
+    """Per image, over all steps."""
+    return round(sum(c.macs * evaluations(c, recipe) * density(c, recipe) for c in costs))
+
+
+def bitops(costs: list[LayerCost], recipe: Recipe) -> int:
+    """Per image, over all steps (TMPQ-DM's definition, with every term at the same batch and all steps added)."""
+    def per_mac(c: LayerCost) -> int:
+        weight, activation = bits(recipe.precision.get(c.name, "fp32"))
+        return (activation if c.kind == "attention_product" else weight) * activation
+    return round(sum(c.macs * evaluations(c, recipe) * density(c, recipe) * per_mac(c) for c in costs))
+
+
+def size_bytes(costs: list[LayerCost], precision: Mapping[str, str], densities: Mapping[str, float], other: int = 0) -> int:
+    """Bytes of the counted layers' weights at their stored bits, plus `other` parameters at 4 bytes (embeddings, norms)."""
+    stored = sum(c.weights * densities.get(c.name, 1.0) * bits(precision.get(c.name, "fp32"))[0] / 8 for c in costs)
+    return round(stored + 4 * other)

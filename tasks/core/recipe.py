@@ -1,0 +1,82 @@
+"""How a compressed model samples: solver, timesteps, cache plan, precision plan, sparsity plan. Data, stored as JSON."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+
+from tasks.runtime.solver import SOLVERS
+
+PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePlan:
+    """Which sublayers are computed at which step; a skipped one reuses its last computed output."""
+
+    sublayers: tuple[str, ...]
+    compute: tuple[tuple[bool, ...], ...]  # [step][sublayer]
+
+    def __post_init__(self):
+        for step, row in enumerate(self.compute):
+            if len(row) != len(self.sublayers):
+                raise ValueError(f"cache plan: step {step} has {len(row)} entries for {len(self.sublayers)} sublayers")
+        if not self.compute or not all(self.compute[0]):
+            raise ValueError("cache plan: the first step computes every sublayer; there is nothing to reuse yet")
+
+    @property
+    def masks(self) -> list[tuple[bool, ...]]:
+        """Distinct step masks, in order of first use; a graph backend compiles one graph for each."""
+        return list(dict.fromkeys(self.compute))
+
+    @property
+    def removed_share(self) -> float:
+        """Share of all sublayer evaluations of the trajectory that are skipped."""
+        cells = [cell for row in self.compute for cell in row]
+        return 1 - sum(cells) / len(cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """precision: layer path -> fp32 | bf16 | w<bits>a<bits>, a missing layer is fp32.
+    sparsity: {"grain": "2:4" | "unit", "density": {layer: kept share}} or None."""
+
+    timesteps: tuple[int, ...]
+    solver: str = "ddim"
+    cache: CachePlan | None = None
+    precision: dict[str, str] = field(default_factory=dict)
+    sparsity: dict | None = None
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise ValueError(f"recipe: solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
+        steps = self.timesteps
+        if not steps or min(steps) < 0 or any(a <= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise ValueError(f"recipe: timesteps {list(steps)} are not strictly decreasing from T - 1 to 0")
+        if self.cache is not None and len(self.cache.compute) != len(steps):
+            raise ValueError(f"recipe: the cache plan has {len(self.cache.compute)} steps, the timestep list {len(steps)}")
+        for layer, token in self.precision.items():
+            if not PRECISION.fullmatch(token):
+                raise ValueError(f"recipe: precision {token!r} of {layer} is not fp32, bf16 or w3..8a3..8")
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network per image, without guidance."""
+        return len(self.timesteps)
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict) -> "Recipe":
+        data = json.loads(json.dumps(data))
+        cache = data.pop("cache", None)
+        plan = cache and CachePlan(sublayers=tuple(cache["sublayers"]), compute=tuple(tuple(row) for row in cache["compute"]))
+        return cls(**{**data, "timesteps": tuple(data["timesteps"])}, cache=plan or None)
+
+
+def bits(token: str) -> tuple[int, int]:
+    """Weight and activation bits of a precision token."""
+    if token in ("fp32", "bf16"):
+        return (32, 32) if token == "fp32" else (16, 16)
+    weight, activation = PRECISION.fullmatch(token).groups()
+    return int(weight), int(activation)

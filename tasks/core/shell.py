@@ -1,0 +1,101 @@
+"""The shell around a stage: params, inputs and checkpoints in; one folder moved into place and its reports out."""
+
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from tasks.core.artifacts import (
+    ARTIFACTS,
+    MANIFEST,
+    REPORTS,
+    RUNS,
+    Inputs,
+    Report,
+    digest,
+    hash_file,
+    validate,
+    write_json,
+    write_manifest,
+)
+from tasks.core.params import read_params, stage_name, stage_params
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1",
+         "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main(stage: ModuleType) -> None:
+    """Run one stage at the top of the repository. A user's mistake is one line on stderr and exit status 2."""
+    os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
+    try:
+        execute(stage)
+    except (ValueError, OSError) as error:
+        if os.environ.get("DIFFPRESS_DEBUG"):
+            raise
+        sys.exit(f"{stage_name(stage)}: {error}" if isinstance(error, OSError) else f"error: {error}")
+
+
+def execute(stage: ModuleType) -> None:
+    name, started = stage_name(stage), time.time()
+    raw = read_params()
+    params = stage_params(stage, raw)
+    inputs = gather(stage, params, raw)
+    partial = ARTIFACTS / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    report = inputs.cluster.run(stage, params, inputs, partial)
+    write_manifest(partial, dataclasses.asdict(params), inputs.folders)
+    replace_folder(partial, ARTIFACTS / name)
+    write_reports(name, report)
+    write_run_record(name, started)
+    for left in (RUNS / "checkpoints").glob(f"*/{inputs.key[:16]}*"):
+        left.unlink()
+
+
+def gather(stage: ModuleType, params: object, raw: dict) -> Inputs:
+    """Validate every upstream folder and derive the key that checkpoints live under."""
+    from tasks.core.cluster import Cluster
+    folders = {name: validate(ARTIFACTS / name) for name in stage.INPUTS}
+    manifests = {name: hash_file(folder / MANIFEST) for name, folder in folders.items()}
+    key = digest([dataclasses.asdict(params), manifests, code_digest(stage)])
+    return Inputs(folders, key, Cluster.from_params(raw["cluster"]), (raw["resources"] or {}).get(stage_name(stage)) or {})
+
+
+def code_digest(stage: ModuleType) -> str:
+    """Of the room and of what rooms share: a checkpoint of other code is not resumed."""
+    room = Path(stage.__file__).parent
+    files = [p for folder in (room, room.parent / "core", room.parent / "runtime") for p in sorted(folder.glob("*.py"))]
+    return hashlib.blake2b(b"".join(p.read_bytes() for p in files), digest_size=16).hexdigest()
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """`old` is whole until the moment it is replaced."""
+    stale = old.with_name(f".{old.name}.stale")
+    shutil.rmtree(stale, ignore_errors=True)
+    if old.exists():
+        old.rename(stale)
+    new.rename(old)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def write_reports(name: str, report: Report) -> None:
+    REPORTS.mkdir(exist_ok=True)
+    write_json(REPORTS / f"{name}.json", report.numbers)
+    if report.timings:
+        write_json(REPORTS / f"{name}.timings.json", report.timings)
+
+
+def write_run_record(name: str, started: float) -> None:
+    """What is true of this run alone; never an input of anything but the report's account of time."""
+    import torch
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    RUNS.mkdir(exist_ok=True)
+    write_json(RUNS / f"{name}.json", {"started": started, "wall_s": time.time() - started, "commit": commit,
+                                       "torch": torch.__version__, "python": platform.python_version(),
+                                       "threads": torch.get_num_threads()})

@@ -1,0 +1,171 @@
+"""The dense teacher: shipped, from a diffusers folder, from the hub, or trained here from scratch.
+
+Reads: data (train split, report net, reference statistics).
+Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples: DDIM, uniform list), curve.csv
+when it was trained; report: class accuracy, FID of the bank and of as many real images, parameters.
+Left out: latent models' VAE and text encoders; weights that are not safetensors.
+"""
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks.core import denoiser as denoisers
+from tasks.core.artifacts import Inputs, Report, read_json
+from tasks.core.denoiser import Denoiser
+from tasks.core.params import check_choice, check_range
+from tasks.core.progress import track
+from tasks.core.quality import Gaussian, features, features_and_logits, fid, fid_name
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import labels_for, sample_in_chunks, spaced_timesteps
+from tasks.data.features import load_feature_net
+from tasks.pretrain_load import architectures
+from tasks.pretrain_load.train import train, zero_init
+
+INPUTS = ("data",)
+TEACHERS = Path(__file__).parent / "teachers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParams:
+    """What training from scratch needs; the model card of a shipped teacher quotes them."""
+
+    architecture: str     # dit | unet
+    width: int
+    depth: int            # DiT blocks
+    heads: int
+    patch: int            # pixels a side of a DiT token
+    steps: int
+    batch: int
+    lr: float
+    warmup: int           # steps
+    weight_decay: float
+    ema_decay: float
+    label_dropout: float
+    bf16: bool
+
+    def __post_init__(self):
+        check_choice("train.architecture", self.architecture, ("dit", "unet"))
+        for name, low, high in (("width", 8, 8192), ("depth", 1, 100), ("heads", 1, 128), ("patch", 1, 64), ("steps", 1, 10**8),
+                                ("batch", 1, 65536), ("lr", 0, 1), ("warmup", 1, 10**6), ("weight_decay", 0, 10),
+                                ("ema_decay", 0, 1), ("label_dropout", 0, 1)):
+            check_range(f"train.{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    source: str           # shipped | folder | hub | train
+    teacher: str          # name of a shipped teacher
+    path: str | None      # a diffusers folder
+    repo_id: str | None   # a hub id, with its revision
+    revision: str | None
+    bank: int             # samples of the teacher's own
+    bank_steps: int
+    seed: int
+    train: TrainParams
+
+    def __post_init__(self):
+        check_choice("source", self.source, ("shipped", "folder", "hub", "train"))
+        check_range("bank", self.bank, 1, 10**6)
+        check_range("bank_steps", self.bank_steps, 1, 1000)
+        if self.source == "shipped" and not (TEACHERS / self.teacher / "model_index.json").exists():
+            shipped = sorted(p.parent.name for p in TEACHERS.glob("*/model_index.json"))
+            raise ValueError(f"teacher: {self.teacher!r} is not shipped; shipped: {', '.join(shipped)}")
+        if self.source == "folder" and not Path(self.path or "").joinpath("model_index.json").exists():
+            raise ValueError(f"path: {self.path} holds no model_index.json; expected a diffusers folder")
+        if self.source == "hub" and not (self.repo_id and self.revision):
+            raise ValueError(f"revision: {self.revision}; source hub needs repo_id and revision: models must not change unseen")
+
+
+def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    """`source` decides where the teacher comes from; what follows is the same for all."""
+    teacher, curve = obtain(params, inputs)
+    check_data(teacher, read_json(inputs["data"] / "data.json"))
+    denoisers.save(teacher, out / "teacher")
+    if curve:
+        with open(out / "curve.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss"), *curve])
+    bank = sample_bank(teacher, params, inputs)
+    np.save(out / "bank.npy", bank)
+    labels = labels_for(range(len(bank)), teacher.num_classes)
+    if labels is not None:
+        np.save(out / "bank_labels.npy", labels.numpy())
+    return Report({"parameters": sum(p.numel() for p in teacher.model.parameters()), **judge(bank, labels, inputs["data"])})
+
+
+def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:
+    """-> the teacher and, when it was trained here, its curve of (step, loss)."""
+    if params.source == "train":
+        return train_from_scratch(params, inputs)
+    if params.source == "hub":
+        from huggingface_hub import snapshot_download
+        folder = snapshot_download(params.repo_id, revision=params.revision, allow_patterns=["*.json", "*.safetensors"])
+    else:
+        folder = TEACHERS / params.teacher if params.source == "shipped" else params.path
+    return denoisers.load(folder), []
+
+
+def train_from_scratch(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:
+    how = asdict(params.train)
+    images = torch.from_numpy(np.load(inputs["data"] / "train.npy")).float() / 127.5 - 1
+    path = inputs["data"] / "train_labels.npy"
+    labels = torch.from_numpy(np.load(path)) if path.exists() else None
+    shape = {name: how.pop(name) for name in ("architecture", "width", "depth", "heads", "patch")}
+    with torch.random.fork_rng():
+        torch.manual_seed(params.seed)  # diffusers initialises from torch's global generator; fork_rng puts it back
+        denoiser = build(shape, images.shape[2], images.shape[1], 0 if labels is None else int(labels.max()) + 1)
+    labels = labels if denoiser.num_classes else None
+    denoiser.model, curve = train(denoiser, images, labels, **how, seed=params.seed, checkpoint=inputs.checkpoint("pretrain"))
+    return denoiser, curve
+
+
+def build(shape: dict, size: int, channels: int, num_classes: int) -> Denoiser:
+    """A randomly initialised reference architecture; `shape` is TrainParams' first five fields."""
+    if shape["architecture"] == "dit":
+        config = architectures.dit(size, channels, num_classes, **{k: shape[k] for k in ("width", "depth", "heads", "patch")})
+        denoiser = denoisers.build("DiTTransformer2DModel", config, architectures.SCHEDULE)
+        zero_init(denoiser.model)
+        return denoiser
+    return denoisers.build("UNet2DModel", architectures.unet(size, channels, width=shape["width"]), architectures.SCHEDULE)
+
+
+def check_data(teacher: Denoiser, data: dict) -> None:
+    """The teacher's images and classes are the data's."""
+    wanted = (data["channels"], data["size"], data["size"])
+    if teacher.sample_shape != wanted:
+        raise ValueError(f"pretrain_load: the teacher makes images of {teacher.sample_shape}, the data is {wanted}")
+    if teacher.num_classes not in (0, data["num_classes"]):
+        raise ValueError(f"pretrain_load: the teacher knows {teacher.num_classes} classes, the data has {data['num_classes']}")
+
+
+def sample_bank(teacher: Denoiser, params: Params, inputs: Inputs) -> np.ndarray:
+    """uint8 (bank, C, H, W), in order; chunks that an interrupted run finished are not sampled again."""
+    from tasks.runtime.graph import live_graph
+    checkpoint, chunk = inputs.checkpoint("bank", every_s=10), min(50, params.bank)
+    recipe = Recipe(timesteps=spaced_timesteps(teacher.schedule, params.bank_steps))
+    done = [c.numpy() for c in (checkpoint.load() or {"chunks": []})["chunks"]]
+    first = sum(len(c) for c in done)
+    if first < params.bank:
+        chunks = sample_in_chunks(live_graph(teacher, recipe, chunk), teacher.schedule, recipe, teacher.sample_shape,
+                                  params.bank - first, params.seed, teacher.num_classes, chunk, first)
+        for images in track(chunks, -(-params.bank // chunk), "bank", done=len(done)):
+            done.append(images)
+            checkpoint.save_if_due(lambda: {"chunks": [torch.from_numpy(c) for c in done]})
+    return np.concatenate(done)
+
+
+def judge(bank: np.ndarray, labels: torch.Tensor | None, data: Path) -> dict:
+    """On the report net: FID to the holdout of the bank and of as many real training images; agreement with the labels."""
+    net = load_feature_net(data, "report")
+    reference = Gaussian(*(np.load(data / f"reference_report_{part}.npy") for part in ("mu", "sigma")))
+    train_images = np.load(data / "train.npy")
+    evenly = np.linspace(0, len(train_images) - 1, min(len(bank), len(train_images))).astype(int)  # stored class by class
+    found, logits = features_and_logits(net, bank)
+    name = fid_name(len(bank))
+    numbers = {name: fid(found, reference), f"{name}_real": fid(features(net, train_images[evenly]), reference)}
+    if labels is not None:
+        numbers["class_accuracy"] = float((logits.argmax(1) == labels.numpy()).mean())
+    return numbers

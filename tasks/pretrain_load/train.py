@@ -1,0 +1,64 @@
+"""Train a denoiser from scratch: velocity prediction (Salimans & Ho, arXiv 2202.00512) on a DDPM noise schedule."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from tasks.core.checkpoint import Checkpoint
+from tasks.core.denoiser import Denoiser
+from tasks.core.training import Ema, mixed_precision, optimise, step_generator, stratified_timesteps, warmup_cosine
+
+
+def zero_init(model: torch.nn.Module) -> None:
+    """adaLN-Zero: every block starts as the identity (DiT, arXiv 2212.09748, section 3.2). diffusers leaves this out."""
+    for name, layer in model.named_modules():
+        if name.endswith(("norm1.linear", "proj_out_1", "proj_out_2")):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+
+
+def draw_batch(images: Tensor, labels: Tensor | None, batch: int, null_label: int, label_dropout: float,
+               rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """-> (batch, C, H, W) in [-1, 1] and (batch,) labels, some replaced by the null label (classifier-free guidance)."""
+    index = torch.randint(len(images), (batch,), generator=rng)
+    if labels is None:
+        return images[index], None
+    dropped = torch.rand(batch, generator=rng) < label_dropout
+    return images[index], labels[index].masked_fill(dropped, null_label)
+
+
+def train(denoiser: Denoiser, images: Tensor, labels: Tensor | None, *, steps: int, batch: int, lr: float, warmup: int,
+          weight_decay: float, ema_decay: float, label_dropout: float, bf16: bool, seed: int,
+          checkpoint: Checkpoint) -> tuple[torch.nn.Module, list[tuple[int, float]]]:
+    """images: (N, C, H, W) fp32 in [-1, 1]; labels: (N,) int64 or None. -> EMA model, curve of (step, loss)."""
+    model = denoiser.model.eval()  # diffusers drops labels per block in train mode; draw_batch does it once per sample
+    ema = Ema(model, ema_decay)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+    def step(i: int) -> float:
+        rng = step_generator(seed, i)
+        x0, y = draw_batch(images, labels, batch, denoiser.null_label, label_dropout, rng)
+        t = stratified_timesteps(batch, denoiser.schedule.steps, rng)
+        noise = torch.randn(x0.shape, generator=rng)
+        with mixed_precision("cpu", bf16):
+            predicted = denoiser(denoiser.schedule.add_noise(x0, noise, t), t, y)
+        loss = mse_loss(predicted.float(), denoiser.schedule.target(x0, noise, t))
+        for group in optimiser.param_groups:
+            group["lr"] = lr * warmup_cosine(i, steps, warmup)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        ema.update(model, i)
+        return loss.item()
+
+    def state() -> dict:
+        return {"model": model.state_dict(), "ema": ema.module.state_dict(), "optimiser": optimiser.state_dict()}
+
+    def restore(saved: dict) -> None:
+        model.load_state_dict(saved["model"])
+        ema.module.load_state_dict(saved["ema"])
+        optimiser.load_state_dict(saved["optimiser"])
+
+    curve = optimise(step, state, restore, steps, checkpoint, "pretrain")
+    return ema.module, curve
