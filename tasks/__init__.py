@@ -1,0 +1,1 @@
+"""The stages, a folder each: `python -m tasks.<stage>`. What they share is in core/ and, shipped in packages, in runtime/."""

@@ -1,4 +1,4 @@
-"""The dense teacher: shipped, from a diffusers folder, from the hub, or trained here from scratch.
+"""The dense teacher: from a diffusers folder (the shipped ones are such), from the hub, or trained here from scratch.
 
 Reads: data (train split, report net, reference statistics).
 Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples: DDIM, uniform list), curve.csv
@@ -26,7 +26,7 @@ from tasks.pretrain_load import architectures
 from tasks.pretrain_load.train import train, zero_init
 
 INPUTS = ("data",)
-TEACHERS = Path(__file__).parent / "teachers"
+TEACHERS = Path("tasks/pretrain_load/teachers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,8 @@ class TrainParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    source: str           # shipped | folder | hub | train
-    teacher: str          # name of a shipped teacher
-    path: str | None      # a diffusers folder
+    source: str           # folder | hub | train
+    path: str             # a diffusers folder
     repo_id: str | None   # a hub id, with its revision
     revision: str | None
     bank: int             # samples of the teacher's own
@@ -68,14 +67,12 @@ class Params:
     train: TrainParams
 
     def __post_init__(self):
-        check_choice("source", self.source, ("shipped", "folder", "hub", "train"))
+        check_choice("source", self.source, ("folder", "hub", "train"))
         check_range("bank", self.bank, 1, 10**6)
         check_range("bank_steps", self.bank_steps, 1, 1000)
-        if self.source == "shipped" and not (TEACHERS / self.teacher / "model_index.json").exists():
-            shipped = sorted(p.parent.name for p in TEACHERS.glob("*/model_index.json"))
-            raise ValueError(f"teacher: {self.teacher!r} is not shipped; shipped: {', '.join(shipped)}")
-        if self.source == "folder" and not Path(self.path or "").joinpath("model_index.json").exists():
-            raise ValueError(f"path: {self.path} holds no model_index.json; expected a diffusers folder")
+        if self.source == "folder" and not Path(self.path, "model_index.json").exists():
+            shipped = ", ".join(sorted(str(p.parent) for p in TEACHERS.glob("*/model_index.json")))
+            raise ValueError(f"path: {self.path} holds no model_index.json; expected a diffusers folder, such as {shipped}")
         if self.source == "hub" and not (self.repo_id and self.revision):
             raise ValueError(f"revision: {self.revision}; source hub needs repo_id and revision: models must not change unseen")
 
@@ -104,7 +101,7 @@ def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, fl
         from huggingface_hub import snapshot_download
         folder = snapshot_download(params.repo_id, revision=params.revision, allow_patterns=["*.json", "*.safetensors"])
     else:
-        folder = TEACHERS / params.teacher if params.source == "shipped" else params.path
+        folder = params.path
     return denoisers.load(folder), []
 
 

@@ -1,0 +1,180 @@
+"""Every claim that the README or a "how good" makes, computed from committed files and printed: id, bar, measured, verdict.
+
+`python -m benchmarks.claims [--only GROUP]`; exit status 1 if a claim falls short. A claim whose file is not
+there is "not measured", which is no failure and no pass: nothing is measured here.
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.core.artifacts import read_json
+
+GROUPS = ("spine", "sparsity", "cache", "search", "runtime", "operations", "models")
+EXEMPT = ("profile", "benchmark", "report")  # stages that hold what a clock said
+
+
+@dataclass(frozen=True)
+class Outcome:
+    bar: str
+    measured: str
+    holds: bool | None  # None: not measured
+
+    @property
+    def word(self) -> str:
+        return {True: "holds", False: "falls short", None: "not measured"}[self.holds]
+
+
+@dataclass(frozen=True)
+class Claim:
+    group: str
+    name: str
+    check: Callable[[Path], Outcome]  # given the top of the repository
+
+    @property
+    def id(self) -> str:
+        return f"{self.group}.{self.name}"
+
+
+CLAIMS: list[Claim] = []
+
+
+def claim(group: str) -> Callable:
+    """Register a function of the repository's top as the claim `<group>.<function's name>`."""
+    assert group in GROUPS
+
+    def register(check: Callable[[Path], Outcome]) -> Callable[[Path], Outcome]:
+        CLAIMS.append(Claim(group, check.__name__, check))
+        return check
+
+    return register
+
+
+# ---- what a claim is made of ----
+
+def at_least(bar: float, found: list[float], unit: str = "") -> Outcome:
+    """The smallest one decides."""
+    return compared(f">= {bar:g}{unit}", min(found, default=None), unit, lambda value: value >= bar)
+
+
+def at_most(bar: float, found: list[float], unit: str = "") -> Outcome:
+    """The largest one decides."""
+    return compared(f"<= {bar:g}{unit}", max(found, default=None), unit, lambda value: value <= bar)
+
+
+def compared(bar: str, value: float | None, unit: str, holds: Callable[[float], bool]) -> Outcome:
+    return Outcome(bar, "-", None) if value is None else Outcome(bar, f"{value:.4g}{unit}", holds(value))
+
+
+def report(root: Path, name: str) -> dict:
+    """A committed report; {} where there is none yet."""
+    path = root / "reports" / f"{name}.json"
+    return read_json(path) if path.exists() else {}
+
+
+def study(root: Path, name: str) -> list[dict]:
+    """The rows of a study's results.csv; none where it has not run."""
+    path = root / "benchmarks" / name / "results.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def values(rows: list[dict], metric: str) -> list[float]:
+    """Of every machine and variant on which it was measured."""
+    return [float(row["value"]) for row in rows if row["metric"] == metric]
+
+
+# ---- spine ----
+
+@claim("spine")
+def teacher_class_accuracy(root: Path) -> Outcome:
+    """A classifier of the real train split agrees with the label of 1,000 samples (50 steps, guidance 1) or more."""
+    found = report(root, "pretrain_load")
+    enough = any(re.fullmatch(r"fid_\d+k", key) for key in found)  # the name tells how many were sampled
+    return at_least(0.95, [found["class_accuracy"]] if enough and "class_accuracy" in found else [])
+
+
+@claim("spine")
+def teacher_file_size(root: Path) -> Outcome:
+    sizes = [path.stat().st_size / 1e6 for path in (root / "tasks" / "pretrain_load" / "teachers").rglob("*.safetensors")]
+    return at_most(5, sizes, " MB")
+
+
+@claim("spine")
+def make_run(root: Path) -> Outcome:
+    """The slower of two clean runs on 2 cores, after installation."""
+    return at_most(480, values(study(root, "spine"), "make_run_s"), " s")
+
+
+@claim("spine")
+def second_make_run(root: Path) -> Outcome:
+    return at_most(20, values(study(root, "spine"), "make_run_again_s"), " s")
+
+
+@claim("spine")
+def noop_repro(root: Path) -> Outcome:
+    return at_most(3, values(study(root, "spine"), "noop_repro_s"), " s")
+
+
+@claim("spine")
+def make_test(root: Path) -> Outcome:
+    """In a fresh clone, installation included."""
+    return at_most(600, values(study(root, "spine"), "make_test_s"), " s")
+
+
+@claim("spine")
+def same_hashes(root: Path) -> Outcome:
+    """Two clean runs agree on every out of every stage that holds no timing."""
+    same = [row for row in study(root, "spine") if row["metric"] == "same_outs" and row["variant"] not in EXEMPT]
+    other = sorted({row["variant"] for row in same if float(row["value"]) != 1})
+    measured = f"{len(same) - len(other)} of {len(same)}{': not ' if other else ''}{', '.join(other)}" if same else "-"
+    return Outcome("all stages but profile, benchmark, report", measured, not other if same else None)
+
+
+@claim("spine")
+def checkout_restores(root: Path) -> Outcome:
+    """`dvc checkout` after `rm -rf artifacts` leaves nothing to recompute."""
+    return at_least(1, values(study(root, "spine"), "checkout_restores"))
+
+
+@claim("spine")
+def clean_after_noop(root: Path) -> Outcome:
+    return at_least(1, values(study(root, "spine"), "clean_after_noop"))
+
+
+@claim("spine")
+def verdict_is_said(root: Path) -> Outcome:
+    """Whatever the verdict is, the committed report has one."""
+    found = report(root, "report")
+    said = [key for key in ("met", "beats_dull_best") if isinstance(found.get(key), bool)]
+    measured = ", ".join(f"{key} {str(found[key]).lower()}" for key in said) or "-"
+    return Outcome("met and beats_dull_best are said", measured, len(said) == 2 if found else None)
+
+
+# ---- the command ----
+
+def table(claims: list[Claim], root: Path) -> tuple[str, bool]:
+    """-> the lines to print, and whether none falls short."""
+    outcomes = [(c.id, o.bar, o.measured, o.word) for c in claims for o in [c.check(root)]]
+    rows = [("claim", "bar", "measured", ""), *outcomes]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
+    return "\n".join(lines), all(word != "falls short" for *_, word in outcomes)
+
+
+def main(arguments: list[str] | None = None, root: Path = Path(".")) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=GROUPS, help="one group of claims")
+    only = parser.parse_args(arguments).only
+    text, good = table([c for c in CLAIMS if only in (None, c.group)], root)
+    print(text)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,182 @@
+"""Steps that each measure one thing in a clone, in an order in which the next finds what the last one left."""
+
+import csv
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+COLUMNS = ("machine", "variant", "seed", "metric", "value", "protocol")
+CLONES = ("first", "second")
+AUTHOR = ("-c", "user.name=spine", "-c", "user.email=spine@localhost")
+
+
+@dataclass(frozen=True)
+class Step:
+    """measure(work) -> value; work holds the clones `first` and `second` and a log of what they print."""
+
+    variant: str
+    metric: str
+    measure: Callable[[Path], float | dict[str, float]]  # a dict: one value for each of its variants
+    protocol: str
+
+
+# ---- what a step does ----
+
+def execute(command: Sequence[str], clone: Path) -> str:
+    """Run in a clone with its own environment first in PATH, log all output. -> stdout. Raises ValueError if it fails."""
+    env = {**os.environ, "PATH": f"{clone.resolve() / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    env.pop("VIRTUAL_ENV", None)
+    log = clone.parent / "log.txt"
+    with log.open("a") as file:
+        print("$", *command, file=file, flush=True)
+        done = subprocess.run(command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=file, text=True, check=False)
+        file.write(done.stdout)
+    if done.returncode != 0:
+        raise ValueError(f"{' '.join(command)} in {clone}: exit status {done.returncode}; its output is at the end of {log}")
+    return done.stdout
+
+
+def seconds(*command: str) -> Callable[[Path], float]:
+    """Wall time of a command in the first clone."""
+    return lambda work: timed(command, work / "first")
+
+
+def timed(command: Sequence[str], clone: Path) -> float:
+    started = time.monotonic()
+    execute(command, clone)
+    return time.monotonic() - started
+
+
+def test_run(work: Path) -> float:
+    execute(("git", "clean", "-fdxq"), work / "first")  # of a test run that was interrupted
+    return timed(("make", "test"), work / "first")
+
+
+def clean_run(name: str) -> Callable[[Path], float]:
+    """Wall time of `make run` in an installed clone that holds nothing computed, not even by an interrupted try."""
+    def measure(work: Path) -> float:
+        clone = work / name
+        execute(("git", "checkout", "--quiet", "."), clone)
+        execute(("git", "clean", "-fdxq", "-e", ".venv", "-e", "*.egg-info"), clone)
+        execute(("make", "install"), clone)
+        return timed(("make", "run"), clone)
+
+    return measure
+
+
+def clean_after_noop(work: Path) -> float:
+    """Commit what the first run changed (lock file, reports of this machine); a run with nothing to do changes no more."""
+    clone = work / "first"
+    execute(("git", "add", "-A"), clone)
+    execute(("git", *AUTHOR, "commit", "--quiet", "--allow-empty", "-m", "first run"), clone)
+    execute(("make", "run"), clone)
+    return float(execute(("git", "status", "--porcelain"), clone) == "")
+
+
+def checkout_restores(work: Path) -> float:
+    clone = work / "first"
+    shutil.rmtree(clone / "artifacts")
+    execute(("dvc", "checkout"), clone)
+    return float(execute(("dvc", "status", "--json"), clone).strip() == "{}")
+
+
+def same_outs(work: Path) -> dict[str, float]:
+    """stage -> 1 where both clones' lock files hold the same hashes of its outs."""
+    first, second = (locked_outs(work / clone / "dvc.lock") for clone in CLONES)
+    return {stage: float(first.get(stage) == second.get(stage)) for stage in sorted(first.keys() | second.keys())}
+
+
+def locked_outs(path: Path) -> dict[str, dict[str, str]]:
+    """stage -> path of each out -> its hash. What a stage read is left out: a profile differs, choices from it need not."""
+    stages = yaml.safe_load(path.read_text())["stages"]
+    return {name: {out["path"]: out["md5"] for out in stage.get("outs", ())} for name, stage in stages.items()}
+
+
+STEPS = (
+    Step("first", "make_test_s", test_run, "make test in a fresh clone, installation included"),
+    Step("first", "make_run_s", clean_run("first"), "make run, nothing computed before, after installation"),
+    Step("first", "make_run_again_s", seconds("make", "run"), "make run, nothing to do"),
+    Step("first", "noop_repro_s", seconds("dvc", "repro"), "dvc repro, nothing to do"),
+    Step("first", "clean_after_noop", clean_after_noop, "1: git status is empty after a run with nothing to do"),
+    Step("first", "checkout_restores", checkout_restores, "1: nothing is stale after rm -rf artifacts and dvc checkout"),
+    Step("second", "make_run_s", clean_run("second"), "make run, nothing computed before, after installation"),
+    Step("", "same_outs", same_outs, "1: dvc.lock of both clones holds the same hashes of the stage's outs"),
+)
+
+
+# ---- all of them ----
+
+def measure_all(steps: Iterable[Step], commit: str, machine: dict, work: Path, results: Path, source: Path = Path(".")) -> None:
+    """Append each step's rows to `results` as it is done. Steps are skipped whose rows are there and whose clones still are."""
+    name = f"{machine['cores']} cores, {machine['cpu']}"
+    if not work.exists():
+        drop(results, name)
+    make_clones(source, work)
+    for step in steps:
+        if is_done(step, rows_of(results, name, commit)):
+            print(f"{step.metric} {step.variant}: measured before", flush=True)
+            continue
+        print(f"{step.metric} {step.variant}: {step.protocol} ...", flush=True)
+        found = step.measure(work)
+        values = found if isinstance(found, dict) else {step.variant: found}
+        append(results, [{"machine": name, "variant": variant, "seed": 0, "metric": step.metric, "value": round(value, 2),
+                          "protocol": f"{step.protocol}; commit {commit}"} for variant, value in values.items()])
+        print(f"{step.metric} {step.variant}: {', '.join(f'{value:.4g}' for value in values.values())}", flush=True)
+
+
+def is_done(step: Step, rows: list[dict]) -> bool:
+    return any(row["metric"] == step.metric and row["variant"].startswith(step.variant) for row in rows)
+
+
+def head(repository: Path) -> str:
+    """The commit that is checked out. Raises ValueError outside a repository or before its first commit."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ValueError(f"{repository.resolve()}: {done.stderr.strip().splitlines()[0]}; a commit is what gets cloned")
+    return done.stdout.strip()
+
+
+def make_clones(source: Path, work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    for clone in CLONES:
+        if not (work / clone).exists():
+            subprocess.run(["git", "clone", "--quiet", str(source.resolve()), str(work / clone)], check=True)
+
+
+# ---- results.csv ----
+
+def read(results: Path) -> list[dict]:
+    if not results.exists():
+        return []
+    with results.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def rows_of(results: Path, machine: str, commit: str) -> list[dict]:
+    return [row for row in read(results) if row["machine"] == machine and row["protocol"].endswith(f"commit {commit}")]
+
+
+def drop(results: Path, machine: str) -> None:
+    """Rows of this machine, of another commit or of clones that are gone, make way."""
+    write(results, [row for row in read(results) if row["machine"] != machine])
+
+
+def append(results: Path, rows: list[dict]) -> None:
+    write(results, [*read(results), *rows])
+
+
+def write(results: Path, rows: list[dict]) -> None:
+    """Whole or not at all, so that a kill leaves the rows of before."""
+    partial = results.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(results)

@@ -1,0 +1,125 @@
+"""The pipeline: check everything, ask DVC what is stale, run that in DAG order, show the verdict.
+
+`python -m flows.compress` needs no server; with PREFECT_API_URL set it reports to that one. A worker runs the same flow.
+"""
+
+import argparse
+import fcntl
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from prefect import flow
+from prefect.states import Failed, State
+
+from flows import freshness
+from flows.screen import take_over
+from flows.stages import SUMMARY, run_stages, say
+from tasks.core import machine
+from tasks.core.artifacts import RUNS
+from tasks.core.params import PARAMS_FILE, SCALES, check_choice, validate_all
+
+STAGE_TIMEOUT_H = 12.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    scale: str
+    stages: dict[str, tuple[str, ...]]  # in DAG order, each with what it reads from
+    stale: set[str]
+
+
+@flow(name="compress", validate_parameters=False)
+def compress(scale: str | None = None, until: str | None = None, stage_timeout_h: float = STAGE_TIMEOUT_H) -> State:
+    """scale: write it into params.yaml first; until: the last stage to run, with all it needs."""
+    with one_at_a_time():
+        try:
+            plan = prepare(scale, until)
+        except ValueError as error:
+            return Failed(message=str(error))
+        say(f"scale {plan.scale}: {len(plan.stages)} stages, {len(plan.stages) - len(plan.stale)} of them fresh")
+        return run_stages(plan.stages, plan.stale, stage_timeout_h * 3600)
+
+
+def prepare(scale: str | None = None, until: str | None = None) -> Plan:
+    """The preflight: when it raises ValueError (file, value, bound), nothing has started and nothing was deleted."""
+    if scale is not None:
+        set_scale(scale)
+    params = validate_all()
+    freshness.check_paths(params)
+    machine.refresh()
+    stages = freshness.dag(until)
+    return Plan(params["scale"], stages, freshness.to_run(stages))
+
+
+def set_scale(scale: str) -> None:
+    """Change the one line of params.yaml that `dvc exp run -S scale=...` would: params, dvc.lock and results stay in step."""
+    check_choice("scale", scale, SCALES)
+    text = PARAMS_FILE.read_text()
+    PARAMS_FILE.write_text(re.sub(r"^scale: *\w+", f"scale: {scale}", text, count=1, flags=re.MULTILINE))
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Two runs in one working copy would delete each other's artifacts; the second waits for the first."""
+    RUNS.mkdir(exist_ok=True)
+    with open(RUNS / "run.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another run is at work in this folder; waiting for it to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def show_result(plan: Plan, seconds: float) -> None:
+    if "report" in plan.stages:
+        print(f"\n{SUMMARY.read_text().rstrip()}")
+    print(f"\nscale {plan.scale}, {seconds:.0f} s")
+
+
+def run(asked: argparse.Namespace, until: str | None) -> int:
+    """-> exit status. Prefect is started only where there is something for it to run."""
+    started = time.monotonic()
+    plan = prepare(asked.scale, until)
+    if not plan.stale:
+        print("everything is fresh, nothing to run")
+    else:
+        due = ", ".join(stage for stage in plan.stages if stage in plan.stale)
+        print(f"scale {plan.scale}, to run: {due}. Starting Prefect.", flush=True)
+        take_over()
+        try:
+            state = compress(None, until, asked.stage_timeout_h, return_state=True)
+        except RuntimeError as error:  # raised before the flow began: inside, it would be a state
+            print(f"error: Prefect did not start ({error}); `make repro` does the same work without it", file=sys.stderr)
+            return 1
+        if not state.is_completed():
+            print(f"error: {state.message}", file=sys.stderr)
+            return 1
+    show_result(plan, time.monotonic() - started)
+    return 0
+
+
+def main(arguments: list[str] | None = None, until: str | None = None) -> int:
+    """-> exit status: 0, 1 a stage failed, 2 params.yaml is wrong, 130 stopped by the user."""
+    parser = argparse.ArgumentParser(description="Bring every stage up to date and show the verdict.")
+    parser.add_argument("--scale", choices=SCALES, help="written into params.yaml, where it stays")
+    parser.add_argument("--stage-timeout-h", type=float, default=STAGE_TIMEOUT_H, help="hours after which a stage is stopped")
+    asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the stage's process ends, too
+    try:
+        return run(asked, until)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the next run goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

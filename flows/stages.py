@@ -1,0 +1,165 @@
+"""The one Prefect task: run a DVC stage as a child, stream what it prints, publish what it claims."""
+
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed, State
+
+from flows.child import run_child
+from flows.freshness import put_back
+from flows.screen import SHOWN, is_progress
+from tasks.core.artifacts import ARTIFACTS, REPORTS
+
+SUMMARY, REPORT_PAGE = ARTIFACTS / "report/summary.txt", ARTIFACTS / "report/report.html"
+KILLED = "Killed"         # state of a stage that a signal ended: its checkpoint makes one more try worth it
+TRIES_AGAIN = 1
+LAST_LINES = 200          # kept to find out why a stage failed
+PROGRESS_TO_SERVER_S = 15.0  # a bar moves every second on the screen; the server's log is told this often
+
+DVC_CHATTER = ("Running stage '", "> python -m ", "Updating lock file", "Generating lock file", "To track the changes with git",
+               "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
+DVC_FAILED = re.compile(r"^ERROR: failed to reproduce '[^']+': (?P<why>.*)$")
+EXITED = re.compile(r"failed to run: .*, exited with (?P<status>-?\d+)$")
+UNTOUCHED = ("didn't change, skipping", "is cached - skipping run")
+
+
+def worth_another_try(task, run, state: State) -> bool:
+    return state.name == KILLED
+
+
+@task(name="stage", retries=TRIES_AGAIN, retry_delay_seconds=5, retry_condition_fn=worth_another_try, cache_policy=NO_CACHE,
+      persist_result=False)
+def run_stage(stage: str, timeout_s: float, fresh: bool = False) -> State:
+    """Bring one stage up to date with `dvc repro -s`. DVC alone decides whether its command runs.
+
+    A failure is a state with the stage's own last word as its message, not an exception: nobody needs a stack trace of the
+    plumbing. What DVC deleted before a failed stage is put back.
+    """
+    if fresh:
+        say(f"{stage}: fresh")
+        return Completed(name="Cached", message="DVC: up to date")
+    say(f"{stage}: running")
+    previous, started = read_report(stage), time.monotonic()
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    tell = teller()
+    status: int | None = None
+    try:
+        status = run_child(command(stage), lambda line: (last.append(line), tell(line)), timeout_s, environment())
+    finally:  # after Ctrl-C and a cancelled run, too
+        if status != 0:
+            put_back(stage, previous)
+    return done(stage, last, time.monotonic() - started) if status == 0 else failure(stage, status, last, timeout_s)
+
+
+def command(stage: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+
+
+def environment() -> dict[str, str]:
+    """Stages run under this interpreter, unbuffered; a bar on a terminal wants a line a second."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    lively = {"DIFFPRESS_PROGRESS_S": "1"} if sys.stdout.isatty() else {}
+    return {**lively, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def teller() -> Callable[[str], None]:
+    """-> a function that passes a stage's line to the run's log and to the screen; it may be called from another thread."""
+    log, told = get_run_logger(), 0.0
+
+    def tell(line: str) -> None:
+        nonlocal told
+        if line.strip().startswith(DVC_CHATTER):
+            return
+        bar = is_progress(line)
+        to_server = not bar or time.monotonic() - told > PROGRESS_TO_SERVER_S
+        if bar and to_server:
+            told = time.monotonic()
+        log.info("%s", line, extra={SHOWN: True, "send_to_api": to_server})
+
+    return tell
+
+
+def say(line: str) -> None:
+    get_run_logger().info("%s", line, extra={SHOWN: True})
+
+
+def done(stage: str, lines: Sequence[str], seconds: float) -> State:
+    publish(stage)
+    if any(mark in line for line in lines for mark in UNTOUCHED):
+        say(f"{stage}: fresh")
+        return Completed(name="Cached", message="DVC: the same as an earlier run")
+    say(f"{stage}: done in {seconds:.0f} s")
+    return Completed(message=f"done in {seconds:.0f} s")
+
+
+def failure(stage: str, status: int | None, lines: Sequence[str], timeout_s: float) -> State:
+    """Why a stage failed, in one line: its own last word before DVC's, or DVC's where the command never ran.
+
+    DVC 3.67 ends with "ERROR: failed to reproduce 'fid': failed to run: python -m tasks.fid, exited with 1".
+    """
+    if status is None:
+        why = f"stopped after {timeout_s:.0f} s, its time limit; the next run goes on from its checkpoint"
+        return Failed(name="TimedOut", message=f"{stage}: {why}")
+    own, verdict = [], ""
+    for line in lines:
+        if found := DVC_FAILED.match(line):
+            verdict = found["why"]
+        elif not verdict and not is_progress(line):
+            own.append(line)
+    ran = EXITED.search(verdict)
+    word = own[-1].removeprefix("error: ") if own and (ran or not verdict) else verdict or f"exit status {status}"
+    if status < 0 or (ran and died(int(ran["status"]))):
+        return Failed(name=KILLED, message=f"{stage}: killed ({verdict or f'signal {-status}'}); its last line: {word}")
+    return Failed(message=f"{stage}: {word}")
+
+
+def died(status: int) -> bool:
+    """By a signal: negative from subprocess, 128 + signal from a shell."""
+    return status < 0 or 128 < status < 128 + 65
+
+
+def read_report(stage: str) -> bytes | None:
+    path = REPORTS / f"{stage}.json"
+    return path.read_bytes() if path.exists() else None
+
+
+def publish(stage: str) -> None:
+    """What the stage claims, for people who watch in Prefect's UI."""
+    key = stage.replace("_", "-")
+    if numbers := read_report(stage):
+        create_table_artifact(key=f"{key}-numbers", table=rows(json.loads(numbers)), description=f"reports/{stage}.json")
+    if stage == "report" and SUMMARY.exists():
+        create_markdown_artifact(key="summary", markdown=f"```\n{SUMMARY.read_text()}\n```", description="The result table")
+        create_link_artifact(key="report", link=REPORT_PAGE.resolve().as_uri(), link_text="report.html")
+
+
+def rows(numbers: Any, prefix: str = "") -> list[dict[str, Any]]:
+    """Nested JSON -> one row per number, its keys joined by dots."""
+    if not isinstance(numbers, dict):
+        return [{"number": prefix, "value": numbers}]
+    return [row for key, value in numbers.items() for row in rows(value, f"{prefix}.{key}" if prefix else key)]
+
+
+def run_stages(stages: dict[str, tuple[str, ...]], stale: set[str], timeout_s: float) -> State:
+    """All stages in DAG order, one at a time: two at once on one machine would spoil each other's timings.
+
+    What makes work wide is inside a stage (the cluster), not beside it. Stops at the first failure.
+    """
+    states: dict[str, State] = {}
+    for stage, upstream in stages.items():
+        step = run_stage.with_options(name=stage, task_run_name=stage)
+        states[stage] = step(stage, timeout_s, fresh=stage not in stale, return_state=True,
+                             wait_for=[states[name] for name in upstream if name in states])
+        if not states[stage].is_completed():
+            return Failed(message=states[stage].message)
+    return Completed(message=f"{len(stages)} stages up to date")

@@ -1,0 +1,127 @@
+"""The Learning-to-Cache router (Ma et al., NeurIPS 2024, arXiv 2406.01733): one learned score per sublayer and cache step.
+
+Steps come in pairs: s is computed in full, the next one, m, may reuse. A sublayer's output at m becomes
+
+    beta f(h_m) + (1 - beta) f(h_s)                                  (eq. 6 with alpha = 1)
+
+with beta = sigmoid(logit). The network is frozen; the logits minimise |prediction~(x_m) - prediction(x_m)|^2 + lambda sum beta
+(eq. 9). Where the paper's text and its code differ we follow the code: the input is the current h_m (alpha = 1, the text: 0), f
+is taken before the gate, and a sublayer is computed where beta > theta (algorithm 2 prints the reverse). Departure: pairs are
+visited in shuffled rounds, not drawn independently, so that short trainings visit every pair equally often.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from tasks.cache_learn.hooks import record, rewrite
+from tasks.core.checkpoint import Checkpoint
+from tasks.core.denoiser import Denoiser
+from tasks.core.recipe import CachePlan
+from tasks.core.training import optimise, step_generator
+from tasks.pretrain_load.train import draw_batch
+from tasks.runtime.solver import SolverStep, clip_bound, solver_steps
+
+CLAMP = 5.0  # logits stay in [-5, 5] (their code), so that no sigmoid saturates beyond recall
+
+
+def step_pairs(steps: int) -> list[tuple[int, int]]:
+    """(full, cache) step indices: (0, 1), (2, 3), ... The last step of an odd number is computed in full."""
+    return [(i, i + 1) for i in range(0, steps - 1, 2)]
+
+
+def ddim_step(step: SolverStep, x: Tensor, prediction: Tensor, clip: float | None) -> Tensor:
+    """x_s and the prediction there -> x_m."""
+    x0 = step.p * x + step.q * prediction
+    return step.a * x + step.b * (x0 if clip is None else x0.clamp(-clip, clip))
+
+
+@contextlib.contextmanager
+def interpolated(model: torch.nn.Module, sublayers: Sequence[str], beta: Tensor, kept: Sequence[Tensor]) -> Iterator[None]:
+    """Sublayer i puts out beta[i] f(h_m) + (1 - beta[i]) f(h_s). beta: (S,); kept: f(h_s) of every sublayer."""
+    with rewrite(model, sublayers, lambda i, fresh: torch.lerp(kept[i], fresh, beta[i])):
+        yield
+
+
+def distance(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
+    """mean: over all elements (their DiT); sum: over each image's elements, mean over images (their U-ViT)."""
+    return mse_loss(student, teacher, reduction=reduction) / (len(student) if reduction == "sum" else 1)
+
+
+def router_loss(denoiser: Denoiser, sublayers: Sequence[str], logits: Tensor, s: SolverStep, m: int, x_s: Tensor,
+                labels: Tensor | None, lam: float, reduction: str) -> Tensor:
+    """Eq. 9 for one pair. logits: (S,); s: the solver's step from s to m; x_s: (N, C, H, W) at timestep s.t -> scalar."""
+    t_s, t_m = (torch.full((len(x_s),), t, dtype=torch.int64) for t in (s.t, m))
+    with torch.no_grad():
+        with record(denoiser.model, sublayers) as kept:
+            prediction = denoiser(x_s, t_s, labels)
+        x_m = ddim_step(s, x_s, prediction, clip_bound(denoiser.schedule.config))
+        teacher = denoiser(x_m, t_m, labels)
+    beta = torch.sigmoid(logits)
+    with interpolated(denoiser.model, sublayers, beta, kept):
+        student = denoiser(x_m, t_m, labels)
+    return distance(student, teacher, reduction) + lam * beta.sum()
+
+
+def pair_of_round(i: int, pairs: int, seed: int) -> int:
+    """The pair that training step i visits: every round of `pairs` steps is a fresh permutation."""
+    return int(torch.randperm(pairs, generator=step_generator(seed, -1 - i // pairs))[i % pairs])
+
+
+def train_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, labels: Tensor | None,
+                 timesteps: Sequence[int], *, steps: int, batch: int, lr: float, lam: float, reduction: str,
+                 label_dropout: float, seed: int, checkpoint: Checkpoint) -> tuple[Tensor, list[tuple[int, float]]]:
+    """images: (N, C, H, W) fp32 in [-1, 1]; labels: (N,) int64 or None; the network must be frozen.
+
+    All three forwards of a step see the same dropped labels. -> beta (pairs, S) in (0, 1), curve of (step, loss).
+    """
+    pairs = step_pairs(len(timesteps))
+    solver = solver_steps(denoiser.schedule.config, timesteps, "ddim")
+    start = torch.randn(len(pairs), len(sublayers), generator=step_generator(seed, 0))
+    logits = [torch.nn.Parameter(row.clone()) for row in start]  # one each: AdamW leaves the pairs not visited alone
+    optimiser = torch.optim.AdamW(logits, lr=lr, weight_decay=0.0)
+
+    def step(i: int) -> float:
+        rng = step_generator(seed, i + 1)
+        pair = pair_of_round(i, len(pairs), seed)
+        s, m = pairs[pair]
+        x0, y = draw_batch(images, labels, batch, denoiser.null_label, label_dropout, rng)
+        x_s = denoiser.schedule.add_noise(x0, torch.randn(x0.shape, generator=rng), torch.full((batch,), timesteps[s]))
+        loss = router_loss(denoiser, sublayers, logits[pair], solver[s], timesteps[m], x_s, y, lam, reduction)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            logits[pair].clamp_(-CLAMP, CLAMP)
+        return loss.item()
+
+    def state() -> dict:
+        return {"logits": [row.detach() for row in logits], "optimiser": optimiser.state_dict()}
+
+    def restore(saved: dict) -> None:
+        for row, kept in zip(logits, saved["logits"], strict=True):
+            row.data.copy_(kept)
+        optimiser.load_state_dict(saved["optimiser"])
+
+    curve = optimise(step, state, restore, steps, checkpoint, "cache router")
+    return torch.sigmoid(torch.stack([row.detach() for row in logits])), curve
+
+
+def threshold_plan(beta: Tensor, theta: float, steps: int, sublayers: Sequence[str]) -> CachePlan:
+    """As published: computed where beta > theta, and at every full step. Any number of distinct masks."""
+    compute = np.ones((steps, len(sublayers)), bool)
+    compute[[m for _, m in step_pairs(steps)]] = (beta > theta).numpy()
+    return CachePlan(sublayers=tuple(sublayers), compute=tuple(tuple(map(bool, row)) for row in compute))
+
+
+def router_costs(beta: Tensor, steps: int) -> np.ndarray:
+    """beta as the cost of reuse, for `plan_from_costs`: (S, steps, steps), inf but from a full step to its cache step."""
+    costs = np.full((beta.shape[1], steps, steps), np.inf)
+    for row, (s, m) in zip(beta.double().numpy(), step_pairs(steps), strict=True):
+        costs[:, s, m] = row
+    costs[:, range(steps), range(steps)] = 0.0
+    return costs

@@ -1,0 +1,40 @@
+"""Noised images on which the predictions of two networks are compared, one evaluation each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.core.denoiser import Denoiser, Schedule
+from tasks.core.training import stratified_timesteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    x: Tensor              # (N, C, H, W) fp32, noised to t
+    t: Tensor              # (N,) int64, spread evenly over the schedule
+    labels: Tensor | None  # (N,) int64
+
+
+def noised(schedule: Schedule, images: np.ndarray, labels: np.ndarray | None, n: int, rng: torch.Generator) -> Calibration:
+    """images: uint8 (N, C, H, W). n of them (or all there are), each at one noise level of its own."""
+    index = torch.randperm(len(images), generator=rng)[:n]
+    x0 = torch.from_numpy(images[index.numpy()]).float() / 127.5 - 1
+    t = stratified_timesteps(len(index), schedule.steps, rng)
+    noise = torch.randn(x0.shape, generator=rng)
+    return Calibration(x=schedule.add_noise(x0, noise, t), t=t,
+                       labels=None if labels is None else torch.from_numpy(labels)[index])
+
+
+@torch.inference_mode()
+def predictions(denoiser: Denoiser, calibration: Calibration, chunk: int = 64) -> Tensor:
+    """(N, C, H, W), computed in chunks of bounded memory."""
+    x, t, labels = calibration.x, calibration.t, calibration.labels
+    parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
+    return torch.cat([denoiser(x[s], t[s], None if labels is None else labels[s]) for s in parts])
+
+
+def relative_error(predicted: Tensor, reference: Tensor) -> float:
+    """Mean squared difference over the mean square of the reference: 0 is equal, 1 is as good as predicting nothing."""
+    return ((predicted - reference).square().mean() / reference.square().mean()).item()

@@ -1,0 +1,111 @@
+"""Train the masked students from the dense teacher, one per grain, with one loop.
+
+Reads: data (train.npy, train_labels.npy, holdout.npy, holdout_labels.npy), pretrain_load (teacher/, bank.npy, bank_labels.npy),
+mask_search (masks.safetensors).
+Writes: student_<grain>.safetensors (EMA weights in dense shape, masks applied), masks_<grain>.safetensors (uint8, frozen),
+curve.csv (grain, step, loss, flip_rate); <grain> is 2_4 or unit. Report, per grain: error to the teacher's predictions on the
+holdout before and after, kept share of the masked weights, MACs against dense, last flip rate.
+Left out: quality of samples (fid judges the package); features or attention maps of the teacher as targets.
+"""
+
+import copy
+import csv
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tasks.core import denoiser as denoisers
+from tasks.core.artifacts import Inputs, Report
+from tasks.core.calibration import Calibration, noised, predictions, relative_error
+from tasks.core.cost import layer_costs
+from tasks.core.denoiser import Denoiser
+from tasks.core.params import check_range
+from tasks.core.sparsity import layer_density, mask_density, parse_pattern
+from tasks.distill.train import Images, Settings, Student, train
+from tasks.runtime.masks import apply_masks, remove_masks
+
+INPUTS = ("data", "pretrain_load", "mask_search")
+GRAINS = ("2:4", "unit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(Settings):
+    holdout: int  # images on which predictions are compared with the teacher's
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("distill.holdout", self.holdout, 1, 10**6)
+
+
+def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
+    images = pool(teacher, inputs)
+    held = calibration(teacher, inputs["data"], params)
+    settings = training_settings(params, teacher)
+    rows, numbers = [], {}
+    for grain in GRAINS:
+        masks, name = read_masks(inputs["mask_search"], grain), grain.replace(":", "_")
+        pattern = None if grain == "unit" else parse_pattern(grain)
+        student = train(teacher, masks, pattern, images, settings, inputs.checkpoint(f"distill_{name}"), f"distill {grain}")
+        save_file(student.weights, out / f"student_{name}.safetensors")
+        save_file({key: mask.to(torch.uint8) for key, mask in student.masks.items()}, out / f"masks_{name}.safetensors")
+        rows += [(grain, *row) for row in student.curve]
+        numbers[grain] = judge(teacher, masks, student, held)
+    with open(out / "curve.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("grain", "step", "loss", "flip_rate"), *rows])
+    return Report(numbers)
+
+
+def read_masks(folder: Path, grain: str) -> dict[str, Tensor]:
+    """Parameter name -> bool mask, of one grain."""
+    path = folder / "masks.safetensors"
+    masks = {key.removeprefix(f"{grain}/"): mask.bool() for key, mask in load_file(path).items() if key.startswith(f"{grain}/")}
+    if not masks:
+        raise ValueError(f"{path}: holds no masks of grain {grain!r}")
+    return masks
+
+
+def read_images(folder: Path, name: str, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 (N, C, H, W), and int64 (N,) labels where the model wants them."""
+    return np.load(folder / f"{name}.npy"), np.load(folder / f"{name}_labels.npy") if labelled else None
+
+
+def pool(teacher: Denoiser, inputs: Inputs) -> Images:
+    """The real training images, then the teacher's samples."""
+    labelled = teacher.num_classes > 0
+    real, real_labels = read_images(inputs["data"], "train", labelled)
+    bank, bank_labels = read_images(inputs["pretrain_load"], "bank", labelled)
+    labels = torch.from_numpy(np.concatenate([real_labels, bank_labels])) if labelled else None
+    return Images(pixels=torch.from_numpy(np.concatenate([real, bank])), labels=labels, real=len(real))
+
+
+def calibration(teacher: Denoiser, data: Path, params: Params) -> Calibration:
+    images, labels = read_images(data, "holdout", teacher.num_classes > 0)
+    return noised(teacher.schedule, images, labels, params.holdout, torch.Generator().manual_seed(params.seed))
+
+
+def training_settings(params: Params, teacher: Denoiser) -> Settings:
+    settings = Settings(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)})
+    # UNet2DModel has a row for each class and none for the null label
+    return settings if teacher.architecture == "dit" else dataclasses.replace(settings, label_dropout=0.0)
+
+
+def judge(teacher: Denoiser, one_shot: dict[str, Tensor], student: Student, held: Calibration) -> dict:
+    """Relative error of the prediction before (masks on the teacher) and after training, and what the masks leave."""
+    reference = predictions(teacher, held)
+    apply_masks(teacher.model, one_shot)
+    before = relative_error(predictions(teacher, held), reference)
+    remove_masks(teacher.model)
+    trained = copy.copy(teacher)
+    trained.model = copy.deepcopy(teacher.model)
+    trained.model.load_state_dict(student.weights)
+    kept = layer_density(student.masks)
+    costs = layer_costs(teacher)
+    macs = sum(cost.macs * kept.get(cost.name, 1.0) for cost in costs) / sum(cost.macs for cost in costs)
+    return {"error_before": before, "error_after": relative_error(predictions(trained, held), reference),
+            "density": mask_density(student.masks), "macs_share": macs, "flip_rate_last": student.curve[-1][2]}

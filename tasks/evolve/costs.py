@@ -1,0 +1,117 @@
+"""What a recipe costs on the goal's target, as arithmetic: no candidate is sampled from to learn that it is too dear."""
+
+import csv
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.cost import LayerCost, bitops, density, evaluations, size_bytes
+from tasks.core.params import Goal
+from tasks.core.recipe import Recipe
+
+LATENCY_CLASSES = ("w8a8", "bf16", "fp32")  # fewer bits are no faster on a CPU; from the least accurate to the most
+WEIGHT_BITS = tuple(f"w{b}" for b in range(3, 9))
+ACTIVATION_BITS = tuple(f"a{b}" for b in range(3, 9))
+
+RecipeCost = Callable[[Recipe], float]  # less is better
+
+
+@dataclass(frozen=True)
+class Times:
+    """The profile's additive model, as `tasks.core.latency` describes it: microseconds of one evaluation of a batch."""
+
+    layers: Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # (layer, precision) -> (density, time) by rising density
+    remainders: Mapping[str, float]                                  # precision -> whole dense model less its layers
+
+    def of(self, layer: str, precision: str, density: float = 1.0) -> float:
+        """Between measured densities it is interpolated. A layer that was not profiled is in the remainder."""
+        points = self.layers.get((layer, precision), ((1.0, 0.0),))
+        return float(np.interp(density, *zip(*points, strict=True)))
+
+
+def read_times(folder: Path, backend: str, batch: int, grain: str | None) -> Times:
+    """From the profile's layers.csv and model.csv. grain: how the weights went that are gone, unit | 2:4, None: none are."""
+    layers: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows_of(folder / "layers.csv", backend, batch):
+        if row["grain"] in ("dense", grain):
+            layers[row["layer"], token_of(row)].append((float(row["density"]), float(row["time_us"])))
+    whole = {token_of(row): float(row["time_us"]) for row in rows_of(folder / "model.csv", backend, batch)}
+    by_density = {key: sorted(points) for key, points in layers.items()}
+    remainders = {token: time - sum(points[-1][1] for (_, of), points in by_density.items() if of == token)
+                  for token, time in whole.items()}
+    return Times(by_density, remainders)
+
+
+def token_of(row: Mapping[str, str]) -> str:
+    return "w8a8" if row["precision"] == "int8" else row["precision"]
+
+
+def rows_of(path: Path, backend: str, batch: int) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [row for row in rows if row["backend"] == backend and int(row["batch"]) == batch]
+    if not found:
+        offered = sorted({(row["backend"], int(row["batch"])) for row in rows})
+        raise ValueError(f"{path}: nothing for evolve's backend {backend} and batch {batch}; it holds {offered}")
+    return found
+
+
+def latency(costs: Sequence[LayerCost], times: Times, dense: Recipe) -> RecipeCost:
+    """Time over that of the dense recipe at fp32. A skipped sublayer saves its layers, nothing of the remainder."""
+    time = functools.cache(times.of)
+    fp32 = {c.name: time(c.name, "fp32") for c in costs}
+
+    def of(recipe: Recipe) -> float:
+        tokens = {c.name: recipe.precision.get(c.name, "fp32") for c in costs}
+        layers = sum(time(c.name, tokens[c.name], density(c, recipe)) * evaluations(c, recipe) for c in costs)
+        remainder = sum(times.remainders[tokens[name]] * weight for name, weight in fp32.items()) / sum(fp32.values())
+        return layers + recipe.nfe * remainder
+
+    whole = of(dense)
+    return lambda recipe: of(recipe) / whole
+
+
+def bitops_share(costs: Sequence[LayerCost], dense: Recipe) -> RecipeCost:
+    whole = bitops(list(costs), dense)
+    return lambda recipe: bitops(list(costs), recipe) / whole
+
+
+def weights_bytes(costs: Sequence[LayerCost], parameters: int) -> RecipeCost:
+    """parameters: all of the model; those of no counted layer (embeddings, norms) take 4 bytes each."""
+    other = parameters - sum(c.weights for c in costs)
+
+    def total(recipe: Recipe) -> float:
+        return float(size_bytes(list(costs), recipe.precision, (recipe.sparsity or {}).get("density", {}), other))
+    return total
+
+
+def bound_of(goal: Goal) -> float:
+    """The largest cost that meets the goal, in the unit of the functions above."""
+    if goal.target == "latency":
+        return 1 / goal.min_speedup
+    return goal.max_bitops if goal.target == "bitops" else float(goal.max_size)
+
+
+def quantisable(cost: LayerCost) -> bool:
+    """Linear and Conv2d; products of activations stay as they are."""
+    return cost.kind in ("linear", "conv")
+
+
+def precision_menus(target: str, layers: Sequence[str], times: Times | None) -> tuple[tuple[str, ...], ...]:
+    """Choices of every gene, cheapest first. latency: one gene a layer, of the classes that are faster than every more accurate
+    one; else two genes a layer, bits of the weights and of the activations."""
+    if target != "latency":
+        return (WEIGHT_BITS, ACTIVATION_BITS) * len(layers)
+    return tuple(faster_classes(layer, times) for layer in layers)
+
+
+def faster_classes(layer: str, times: Times) -> tuple[str, ...]:
+    kept = ["fp32"]
+    for token in reversed(LATENCY_CLASSES[:-1]):
+        if times.of(layer, token) < times.of(layer, kept[0]):
+            kept.insert(0, token)
+    return tuple(kept)

@@ -1,0 +1,105 @@
+"""What a recipe does to the images: feature distance to the dense teacher's, sample by sample of the same noise and label.
+
+A warm worker holds teacher and student and turns (weights, recipe) into features; the distance is made of two such arrays. One
+unit is the distance between the dense teacher at 50 and at 100 steps, a change that nobody would notice.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tasks.core.denoiser import Denoiser, load
+from tasks.core.parcel import Parcel
+from tasks.core.quality import features, paired_distance
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, labels_for, network, sample_in_chunks, spaced_timesteps, trajectory
+from tasks.data.features import load_feature_net
+from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.runtime.precision import Ranges, apply_precision, calibrate_ranges
+from tasks.runtime.solver import Predict
+
+UNIT_STEPS = (50, 100)
+Sampler = Callable[[tuple[str, Recipe]], np.ndarray]  # ("teacher" | "student", recipe) -> (images, D) features, float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything besides weights and recipe that an evaluation depends on."""
+
+    images: int
+    seed: int                # of their noise; label i is i mod classes
+    chunk: int               # images sampled at once
+    calibration_steps: int   # trajectory that activation ranges come from; its noises are beyond the images'
+    calibration_images: int
+
+
+def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol) -> Sampler:
+    """Built once per worker. teacher: its diffusers folder; student: a folder and its safetensors file of dense shape, None if
+    the teacher's own weights are compressed; data: holds the feature net that guides the search."""
+    dense = load(teacher.open())
+    weights = {"teacher": dense}
+    if student is not None:
+        folder, file = student
+        weights["student"] = with_weights(dense, load_file(folder.open() / file))
+    ranges = {name: ranges_of(denoiser, protocol) for name, denoiser in weights.items()}
+    net = load_feature_net(data.open(), "search")
+
+    def sample_features(item: tuple[str, Recipe]) -> np.ndarray:
+        name, recipe = item
+        denoiser = weights[name]
+        with live(denoiser, recipe, ranges[name]) as predict:
+            chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, protocol.images, protocol.seed,
+                                      denoiser.num_classes, protocol.chunk)
+            return np.concatenate([features(net, images) for images in chunks])
+
+    return sample_features
+
+
+def with_weights(denoiser: Denoiser, state: dict[str, Tensor]) -> Denoiser:
+    model = copy.deepcopy(denoiser.model)
+    model.load_state_dict(state)
+    return Denoiser(model.eval().requires_grad_(False), denoiser.schedule)
+
+
+def ranges_of(denoiser: Denoiser, protocol: Protocol) -> Ranges:
+    """Activation ranges along dense trajectories; the package measures them again on the chosen recipe's own."""
+    recipe = Recipe(timesteps=spaced_timesteps(denoiser.schedule, protocol.calibration_steps))
+    indices = range(protocol.images, protocol.images + protocol.calibration_images)
+    noise, labels = initial_noise(denoiser.sample_shape, indices, protocol.seed), labels_for(indices, denoiser.num_classes)
+    states = list(trajectory(network(denoiser), denoiser.schedule, recipe, noise, labels))
+    batches = ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states)
+    return calibrate_ranges(denoiser.model, batches)
+
+
+@contextlib.contextmanager
+def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges) -> Iterator[Predict]:
+    """The denoiser with the recipe's precision and cache plan switched on."""
+    apply_precision(denoiser.model, recipe.precision, ranges)
+    plan = recipe.cache
+    handle = plan and apply_cache(denoiser.model, plan.sublayers, plan.compute)
+
+    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
+        if handle:
+            handle.step = step
+        return denoiser(x, t, labels)
+
+    try:
+        yield predict
+    finally:
+        remove_cache(denoiser.model)
+
+
+def reference_items(schedule) -> list[tuple[str, Recipe]]:
+    """The dense teacher at 50 steps, what every candidate is compared to, and at 100."""
+    return [("teacher", Recipe(timesteps=spaced_timesteps(schedule, min(steps, schedule.steps)))) for steps in UNIT_STEPS]
+
+
+def distance(found: np.ndarray, references: tuple[np.ndarray, np.ndarray]) -> float:
+    """Features of a recipe's images -> distance to those of the dense 50 steps, in units of dense 50 to dense 100."""
+    return paired_distance(found, references[0]) / paired_distance(references[1], references[0])

@@ -1,0 +1,109 @@
+"""Where candidates are evaluated: warm workers, and a log that outlives the run."""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core import denoiser, quality, sampler
+from tasks.core.artifacts import RUNS, Inputs, digest, hash_file
+from tasks.core.cluster import Cluster
+from tasks.core.parcel import files_of
+from tasks.core.progress import track
+from tasks.core.recipe import Recipe
+from tasks.core.serial import Failed, Known
+from tasks.data import features
+from tasks.evolve import fitness
+from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, reference_items
+from tasks.runtime import cache, precision, solver
+
+CODE = (denoiser, quality, sampler, features, fitness, cache, precision, solver)  # what an evaluation runs through
+
+
+class EvaluationLog:
+    """Digest of an item -> its result, one JSON line each, appended and synced.
+
+    A kill may tear the last line: it is left out when the file is read, and cut off.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.known = path, {}
+        if path.exists():
+            whole = path.read_bytes().rpartition(b"\n")[0]
+            self.known = dict(json.loads(line) for line in whole.splitlines())
+            os.truncate(path, len(whole) + 1 if whole else 0)
+
+    def add(self, key: str, result: float | list) -> None:
+        self.known[key] = result
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps([key, result]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Turns recipes into distances, in order; what the log knows, this night's or another's, is not sampled again."""
+
+    cluster: Cluster
+    make: Callable[[], Sampler]
+    log: EvaluationLog
+    lookahead: int
+    timeout_s: float
+
+    def results(self, items: Iterable[tuple[str, Recipe]], label: str, summarise: Callable[[np.ndarray], float | list],
+                lookahead: int) -> Iterator[float | list | Failed]:
+        """items: ("teacher" | "student", recipe); summarise: features -> what is logged."""
+        keys = []
+
+        def unknown() -> Iterator:
+            for weights, recipe in items:
+                keys.append(digest([weights, recipe.to_json()]))
+                yield Known(self.log.known[keys[-1]]) if keys[-1] in self.log.known else (weights, recipe)
+
+        for k, result in enumerate(self.cluster.map(self.make, unknown(), label, self.timeout_s, lookahead)):
+            if isinstance(result, np.ndarray):
+                result = summarise(result)
+                self.log.add(keys[k], result)
+            yield result
+
+    def references(self, schedule: denoiser.Schedule) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the dense teacher at 50 and at 100 steps. Raises ValueError when they cannot be had."""
+        found = list(self.results(reference_items(schedule), "evolve: the teacher's images", np.ndarray.tolist, self.lookahead))
+        for result in found:
+            if isinstance(result, Failed):
+                raise ValueError(f"evolve: the teacher cannot be sampled from: {result.reason}")
+        return tuple(map(np.asarray, found))
+
+    def distances(self, references: tuple[np.ndarray, np.ndarray], weights: str, recipes: Iterable[Recipe], total: int,
+                  label: str) -> Iterator[float | None]:
+        """In the order of the recipes; None where the evaluation failed, which is said and not logged."""
+        items = ((weights, recipe) for recipe in recipes)
+        results = self.results(items, label, lambda found: distance(found, references), self.lookahead)
+        for result in track(results, total, label):
+            if isinstance(result, Failed):
+                print(f"{label}: a candidate failed: {result.reason}", flush=True)
+            yield None if isinstance(result, Failed) else result
+
+
+def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float) -> Lab:
+    """student: the file of distill whose weights are compressed, None for the teacher's own."""
+    cluster = inputs.cluster
+    make = functools.partial(
+        make_sampler, cluster.ship(inputs["pretrain_load"] / "teacher"),
+        None if student is None else (cluster.ship(inputs["distill"]), student), cluster.ship(inputs["data"]), protocol)
+    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol)[:16]}.jsonl")
+    return Lab(cluster, make, log, lookahead, timeout_s)
+
+
+def context(inputs: Inputs, student: str | None, protocol: Protocol) -> str:
+    """Digest of everything but the recipe that an evaluation depends on: weights, feature net, protocol, code."""
+    import torch
+    read = [*files_of(inputs["pretrain_load"] / "teacher"), inputs["data"] / "features_search.safetensors",
+            *([] if student is None else [inputs["distill"] / student]), *(Path(module.__file__) for module in CODE)]
+    return digest([[[path.name, hash_file(path)] for path in read], asdict(protocol), torch.__version__])

@@ -1,0 +1,168 @@
+"""What there is to search on this teacher, for this goal: the upstream artifacts as spaces of candidates."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from tasks.cache_learn.plan import plan_from_errors, step_weights
+from tasks.core.artifacts import Inputs, read_json
+from tasks.core.cost import layer_costs
+from tasks.core.denoiser import Denoiser, load
+from tasks.core.params import Goal
+from tasks.core.recipe import CachePlan, Recipe
+from tasks.core.sampler import SPACINGS, spaced_timesteps
+from tasks.core.sparsity import kept_shares
+from tasks.evolve.costs import (
+    RecipeCost,
+    Times,
+    bitops_share,
+    bound_of,
+    latency,
+    precision_menus,
+    quantisable,
+    read_times,
+    weights_bytes,
+)
+from tasks.evolve.space import Candidate, Space
+
+STUDENTS = {"unit": "student_unit.safetensors", "2:4": "student_2_4.safetensors"}
+SEED_LEVELS = {"latency": (0.0, 0.5), "bitops": (0.6, 1.0), "size": (0.6, 1.0)}  # places in the menus: int8, bf16; w6a6, w8a8
+
+Planner = Callable[[tuple[int, ...], str, float], CachePlan | None]  # timesteps, solver, budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    teacher: Denoiser
+    goal: Goal
+    grain: str | None               # of the weights that are compressed; None: the teacher's own
+    sparsity: Mapping | None        # as in a recipe
+    base: tuple[int, ...]           # cache_learn's timesteps
+    layers: tuple[str, ...]         # that can be quantised
+    menus: tuple[tuple[str, ...], ...]
+    plan: Planner
+    cost: RecipeCost
+    limits: Mapping = field(default_factory=dict)  # arguments of Space: steps, grouping, solvers, cache
+
+    @property
+    def weights(self) -> str:
+        return "teacher" if self.grain is None else "student"
+
+    def space(self) -> Space:
+        """Everything together. Raises ValueError when nothing in it meets the goal."""
+        recipe = functools.partial(to_recipe, layers=self.layers, sparsity=self.sparsity, plan=self.plan)
+        space = Space(horizon=self.teacher.schedule.steps, menus=self.menus, recipe=recipe, recipe_cost=self.cost,
+                      bound=bound_of(self.goal), **self.limits)
+        check_feasible(self.goal, space)
+        return space
+
+    def space_of_timesteps(self, steps: int) -> Space:
+        """Solvers and lists of so many timesteps, for the dense weights at fp32."""
+        return self.without_bound(menus=(), cache=(0.0,), steps=(steps, steps), layers=())
+
+    def space_of_precision(self) -> Space:
+        """Precisions of the dense weights on the base list."""
+        return self.without_bound(timesteps=self.base, cache=(0.0,), solvers=("ddim",), layers=self.layers)
+
+    def without_bound(self, layers: tuple[str, ...], **changes) -> Space:
+        recipe = functools.partial(to_recipe, layers=layers, sparsity=None, plan=self.plan)
+        return replace(self.space(), recipe=recipe, bound=float("inf"), **changes)
+
+    def seeds(self, space: Space) -> list[Candidate]:
+        """What anyone would try: every solver and spacing at one precision, with as many steps as the bound leaves room for."""
+        levels = SEED_LEVELS[self.goal.target] if space.menus else (0.0,)
+        choices = itertools.product(SPACINGS, space.solvers, levels)
+        found = [self.widest(space, spacing, solver, level) for spacing, solver, level in choices]
+        return [candidate for candidate in found if candidate is not None]
+
+    def widest(self, space: Space, spacing: str, solver: str, level: float) -> Candidate | None:
+        genes = tuple(menu[round(level * (len(menu) - 1))] for menu in space.menus)
+        fewest, most = space.steps
+        for steps in range(most, fewest - 1, -1):
+            timesteps = space.timesteps or spaced_timesteps(self.teacher.schedule, steps, spacing)
+            candidate = Candidate(timesteps, genes, space.cache[0], solver)
+            if space.cost(candidate) <= space.bound:
+                return candidate
+        return None
+
+
+def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping: str, solvers: tuple[str, ...],
+                 cache_budgets: tuple[float, ...], max_masks: int, dense_steps: int, backend: str, batch: int) -> Problem:
+    teacher = load(inputs["pretrain_load"] / "teacher")
+    grain = chosen_grain(inputs)
+    layers = tuple(c.name for c in layer_costs(teacher) if quantisable(c))
+    dense = Recipe(timesteps=spaced_timesteps(teacher.schedule, dense_steps))
+    times = read_times(inputs["profile"], backend, batch, grain) if goal.target == "latency" else None
+    return Problem(
+        teacher=teacher, goal=goal, grain=grain, sparsity=sparsity_of(teacher, grain, inputs), layers=layers,
+        base=tuple(read_json(inputs["cache_learn"] / "plan.json")["timesteps"]),
+        menus=precision_menus(goal.target, layers, times), plan=planner(inputs["cache_learn"], teacher, max_masks),
+        cost=cost_of(goal.target, teacher, dense, times),
+        limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets})
+
+
+def chosen_grain(inputs: Inputs) -> str | None:
+    chosen = read_json(inputs["mask_search"] / "choice.json")["chosen"]
+    return chosen if chosen in STUDENTS else None
+
+
+def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | None:
+    """The recipe's entry for the masks that are live in the student."""
+    if grain is None:
+        return None
+    if grain == "unit":
+        masks = load_file(inputs["distill"] / "masks_unit.safetensors")
+    else:
+        found = load_file(inputs["mask_search"] / "masks.safetensors")
+        masks = {name.removeprefix(f"{grain}/"): mask for name, mask in found.items() if name.startswith(f"{grain}/")}
+    return {"grain": grain, "density": kept_shares(teacher.model, grain, {name: mask.bool() for name, mask in masks.items()})}
+
+
+def planner(folder: Path, teacher: Denoiser, max_masks: int) -> Planner:
+    """Cache plans for any timestep list from cache_learn's table of reuse errors."""
+    errors, grid = np.load(folder / "errors.npy"), read_json(folder / "grid.json")
+
+    @functools.lru_cache(maxsize=4096)
+    def plan(timesteps: tuple[int, ...], solver: str, budget: float) -> CachePlan | None:
+        if budget == 0:
+            return None
+        weights = step_weights(teacher.schedule.config, timesteps, solver)
+        return plan_from_errors(errors, grid["timesteps"], timesteps, grid["sublayers"], budget, max_masks, weights)
+
+    return plan
+
+
+def cost_of(target: str, teacher: Denoiser, dense: Recipe, times: Times | None) -> RecipeCost:
+    costs = layer_costs(teacher)
+    if target == "latency":
+        return latency(costs, times, dense)
+    if target == "bitops":
+        return bitops_share(costs, dense)
+    return weights_bytes(costs, sum(p.numel() for p in teacher.model.parameters()))
+
+
+def to_recipe(candidate: Candidate, layers: Sequence[str], sparsity: Mapping | None, plan: Planner) -> Recipe:
+    """A layer's token is made of its genes: "w8a8", or "w4" and "a6"."""
+    each = len(candidate.genes) // max(1, len(layers))
+    tokens = ("".join(candidate.genes[i * each: (i + 1) * each]) for i in range(len(layers)))
+    precision = {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
+    return Recipe(timesteps=candidate.timesteps, solver=candidate.solver, precision=precision, sparsity=sparsity,
+                  cache=plan(candidate.timesteps, candidate.solver, candidate.cache))
+
+
+def check_feasible(goal: Goal, space: Space) -> None:
+    """The preflight of the goal: one line, with the nearest that the space reaches."""
+    cheapest = space.cheapest()
+    least = space.cost(cheapest)
+    if least <= space.bound:
+        return
+    key = {"latency": "min_speedup", "bitops": "max_bitops", "size": "max_size"}[goal.target]
+    reached = 1 / least if goal.target == "latency" else least
+    raise ValueError(f"goal.{key}: {getattr(goal, key)} is out of reach; the nearest feasible is {reached:.6g}, with "
+                     f"{len(cheapest.timesteps)} steps (evolve.steps), the cheapest precision of every layer and a cache "
+                     f"budget of {cheapest.cache:g} (evolve.cache_budgets)")

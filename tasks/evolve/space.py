@@ -1,0 +1,155 @@
+"""The space that is searched: timesteps, per-layer precision, cache budget and solver; what may be changed, and how.
+
+A genome is a `Candidate`. TMPQ-DM (arXiv 2404.09532, its code) searches timesteps and bits, a gene for the weights and one for
+the activations of every layer, under a bound on BitOPs; here the number of steps, the cache and the solver are searched too.
+Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all of them are beyond it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tasks.core.artifacts import digest
+from tasks.core.params import check_choice
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import strictly_decreasing
+
+GROUPINGS = {"quadratic": 2.0, "uniform": 1.0}  # exponent of the groups' boundaries; "free" has no groups
+
+
+@dataclass(frozen=True)
+class Candidate:
+    timesteps: tuple[int, ...]   # strictly decreasing
+    genes: tuple[str, ...]       # one choice from each of the space's menus
+    cache: float                 # share of sublayer evaluations that the cache plan is to remove
+    solver: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What can be searched, and the two things that a search must know of a candidate beforehand: its recipe and its cost."""
+
+    horizon: int                          # T of the noise schedule
+    steps: tuple[int, int]                # fewest and most
+    menus: tuple[tuple[str, ...], ...]    # choices of each gene, cheapest first
+    cache: tuple[float, ...]              # menu of cache budgets, rising
+    solvers: tuple[str, ...]
+    recipe: Callable[[Candidate], Recipe]
+    recipe_cost: Callable[[Recipe], float]
+    bound: float = float("inf")           # of the cost; every candidate that the space makes is within it
+    grouping: str = "quadratic"           # prior of random timestep lists: quadratic | uniform | free
+    timesteps: tuple[int, ...] | None = None  # the only list there is, if it is not searched
+
+    def __post_init__(self):
+        check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
+
+    def cost(self, candidate: Candidate) -> float:
+        return self.recipe_cost(self.recipe(candidate))
+
+    def key(self, candidate: Candidate) -> str:
+        """Equal for candidates of one recipe: two cache budgets may come to the same plan."""
+        return digest(self.recipe(candidate).to_json())
+
+    def cheapest(self) -> Candidate:
+        """The fewest steps, the cheapest choice of every gene, the largest cache budget."""
+        evenly = np.linspace(self.horizon - 1, 0, self.steps[0], endpoint=False).astype(int)
+        timesteps = self.timesteps or strictly_decreasing(evenly)
+        return Candidate(timesteps, tuple(menu[0] for menu in self.menus), self.cache[-1], self.solvers[0])
+
+    def sample(self, rng: np.random.Generator) -> Candidate:
+        """A random candidate, repaired."""
+        steps = int(rng.integers(self.steps[0], self.steps[1] + 1))
+        timesteps = self.timesteps or sample_timesteps(self.horizon, steps, self.grouping, rng)
+        genes = tuple(choose(menu, rng) for menu in self.menus)
+        return self.repair(Candidate(timesteps, genes, choose(self.cache, rng), choose(self.solvers, rng)), rng)
+
+    def mutate(self, parent: Candidate, probability: float, rng: np.random.Generator) -> Candidate:
+        """Each gene changes with this probability, timesteps and their number included; repaired."""
+        def maybe(menu: tuple, now):
+            return choose(menu, rng) if rng.random() < probability else now
+
+        timesteps = self.timesteps or mutate_timesteps(parent.timesteps, self.horizon, self.steps, probability, rng)
+        genes = tuple(map(maybe, self.menus, parent.genes))
+        cache, solver = maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver)
+        return self.repair(Candidate(timesteps, genes, cache, solver), rng)
+
+    def crossover(self, a: Candidate, b: Candidate, rng: np.random.Generator) -> Candidate:
+        """Uniform crossover, p = 1/2 for each gene; repaired."""
+        def either(x, y):
+            return x if rng.random() < 0.5 else y
+
+        timesteps, genes = cross_timesteps(a.timesteps, b.timesteps, rng), tuple(map(either, a.genes, b.genes))
+        return self.repair(Candidate(timesteps, genes, either(a.cache, b.cache), either(a.solver, b.solver)), rng)
+
+    def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
+        """Cheapen at random, as little as needed, until the cost is within the bound."""
+        while (cost := self.cost(candidate)) > self.bound:
+            moves = list(self.cheaper(candidate, rng))
+            cheaper = (moves[i] for i in rng.permutation(len(moves)) if self.cost(moves[i]) < cost)
+            found = next(cheaper, None)
+            if found is None:
+                return self.cheapest()
+            candidate = found
+        return candidate
+
+    def cheaper(self, candidate: Candidate, rng: np.random.Generator) -> Iterator[Candidate]:
+        """One step less; a quarter of the genes one choice down; the next larger cache budget: as far as there are such."""
+        if self.timesteps is None and len(candidate.timesteps) > self.steps[0]:
+            dropped = int(rng.integers(1, len(candidate.timesteps)))  # the first stays: it is where the noise is
+            yield replace(candidate, timesteps=candidate.timesteps[:dropped] + candidate.timesteps[dropped + 1:])
+        ranks = [menu.index(gene) for menu, gene in zip(self.menus, candidate.genes, strict=True)]
+        above = [i for i, rank in enumerate(ranks) if rank > 0]
+        if above:
+            lowered = set(rng.choice(above, max(1, len(above) // 4), replace=False).tolist())
+            yield replace(candidate, genes=tuple(menu[rank - (i in lowered)]
+                                                 for i, (menu, rank) in enumerate(zip(self.menus, ranks, strict=True))))
+        if candidate.cache < self.cache[-1]:
+            yield replace(candidate, cache=self.cache[self.cache.index(candidate.cache) + 1])
+
+
+def choose(menu: tuple, rng: np.random.Generator):
+    return menu[int(rng.integers(len(menu)))]
+
+
+def sample_timesteps(horizon: int, steps: int, grouping: str, rng: np.random.Generator) -> tuple[int, ...]:
+    """`steps` distinct timesteps in [0, horizon): one of each group, or any.
+
+    The boundaries of the groups are horizon (i / steps)^2 (TMPQ-DM's "quad"; arXiv 2010.02502, appendix D.2), or evenly spaced.
+    """
+    if grouping == "free":
+        return tuple(sorted(rng.choice(horizon, steps, replace=False).tolist(), reverse=True))
+    bounds = horizon * (np.arange(steps + 1) / steps) ** GROUPINGS[grouping]
+    drawn = rng.uniform(bounds[:-1], bounds[1:])
+    return strictly_decreasing(np.minimum(drawn[::-1], horizon - 1).astype(int))
+
+
+def mutate_timesteps(timesteps: tuple[int, ...], horizon: int, bounds: tuple[int, int], probability: float,
+                     rng: np.random.Generator) -> tuple[int, ...]:
+    """Each timestep moves anywhere between its neighbours with this probability; so does the number of steps, by one."""
+    moved = list(timesteps)
+    for i in range(len(moved)):
+        if rng.random() < probability:
+            low = moved[i + 1] + 1 if i + 1 < len(moved) else 0
+            high = moved[i - 1] if i else horizon
+            moved[i] = int(rng.integers(low, high))
+    if rng.random() < probability:
+        wanted = int(np.clip(len(moved) + rng.choice((-1, 1)), *bounds))
+        return resize(tuple(moved), wanted)
+    return tuple(moved)
+
+
+def cross_timesteps(a: tuple[int, ...], b: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    """As many steps as one of the parents; each from either parent, by its place in the trajectory."""
+    steps = len(a if rng.random() < 0.5 else b)
+    pairs = zip(resize(a, steps), resize(b, steps), strict=True)
+    return strictly_decreasing(sorted((pair[int(rng.random() < 0.5)] for pair in pairs), reverse=True))
+
+
+def resize(timesteps: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    """The same course of timesteps in another number of steps, from the same first one."""
+    if steps == len(timesteps):
+        return timesteps
+    course = [*timesteps, 0]  # a trajectory ends at x0, one step after the last timestep
+    places = np.linspace(0, len(timesteps), steps, endpoint=False)
+    return strictly_decreasing(np.interp(places, np.arange(len(course)), course).round().astype(int))

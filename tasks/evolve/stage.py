@@ -1,0 +1,159 @@
+"""Search timesteps, precision per layer, cache budget and solver for least damage within the goal's bound on cost.
+
+Reads: data (the feature net that guides the search), pretrain_load (teacher), profile (times per layer, for the target
+latency), mask_search (which grain pays on the target), distill (its weights), cache_learn (reuse errors, base list).
+Writes: recipe.json, the candidate nearest to the teacher's images among all within the bound; single.json, recipes for the
+dense weights: `timesteps` (searched, as many as the recipe's, fp32) and `precision` (searched, on the base list);
+pareto.csv; evaluations.jsonl. Report: evaluations, hypervolume, the best, the goal.
+Left out: quality on the holdout and with fresh noise (fid judges that); the search never sees the second feature net.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.artifacts import Inputs, Report, write_json
+from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.quality import paired_distance
+from tasks.evolve.costs import bound_of
+from tasks.evolve.fitness import Protocol
+from tasks.evolve.lab import open_lab
+from tasks.evolve.problem import STUDENTS, read_problem
+from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
+from tasks.evolve.space import GROUPINGS, Candidate, Space
+from tasks.runtime.solver import SOLVERS
+
+INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn")
+CURVE = 10  # points of the hypervolume over evaluations
+PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "max_masks", "dense_steps", "backend", "batch")  # of Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    goal: Goal
+    evaluations: int                  # of the search for everything together
+    single_evaluations: int           # of each of the two searches for one idea alone
+    lookahead: int                    # candidates asked beyond the last one told
+    timeout_s: float                  # of one evaluation
+    steps: tuple[int, int]            # fewest and most
+    grouping: str                     # quadratic | uniform | free
+    solvers: tuple[str, ...]
+    cache_budgets: tuple[float, ...]  # shares of sublayer evaluations to remove
+    max_masks: int                    # distinct step masks of a cache plan
+    dense_steps: int                  # NFE of the dense model that costs are compared to
+    backend: str                      # of the profile's times
+    batch: int
+    distance_per_loss: float          # distance that stands for a relative FID increase of 1
+    seed: int
+    protocol: Protocol
+    strategy: Strategy
+
+    def __post_init__(self):
+        check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
+        for solver in self.solvers:
+            check_choice("solvers", solver, SOLVERS)
+        if len(self.steps) != 2 or not 2 <= self.steps[0] <= self.steps[1] <= 1000:
+            raise ValueError(f"steps: {list(self.steps)} is not [fewest, most] with 2 <= fewest <= most <= 1000")
+        if not self.cache_budgets or list(self.cache_budgets) != sorted(set(self.cache_budgets)):
+            raise ValueError(f"cache_budgets: {list(self.cache_budgets)} is not a rising list")
+        for name, value, low, high in (("evaluations", self.evaluations, 1, 10**6), ("lookahead", self.lookahead, 1, 10_000),
+                                       ("single_evaluations", self.single_evaluations, 1, 10**6),
+                                       ("cache_budgets", self.cache_budgets[0], 0, 0.95),
+                                       ("cache_budgets", self.cache_budgets[-1], 0, 0.95), ("max_masks", self.max_masks, 1, 8),
+                                       ("dense_steps", self.dense_steps, 1, 1000), ("batch", self.batch, 1, 4096),
+                                       ("timeout_s", self.timeout_s, 1, 10**6),
+                                       ("distance_per_loss", self.distance_per_loss, 0, 10**6)):
+            check_range(name, value, low, high)
+
+    @property
+    def tolerated(self) -> float:
+        """Distance that stands for goal.max_quality_loss."""
+        return self.distance_per_loss * self.goal.max_quality_loss
+
+
+def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
+    space = problem.space()
+    lab = open_lab(inputs, STUDENTS.get(problem.grain), params.protocol, params.lookahead, params.timeout_s)
+    references = lab.references(problem.teacher.schedule)
+    rng = np.random.default_rng(params.seed)
+
+    def evolve(space: Space, weights: str, budget: int, label: str) -> list[Evaluation]:
+        def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
+            return lab.distances(references, weights, map(space.recipe, asked), budget, label)
+        return search(space, evaluate, rng, budget, params.strategy, problem.seeds(space))
+
+    told = evolve(space, problem.weights, params.evaluations, "evolve")
+    best = least_distance(told)
+    steps, bits = problem.space_of_timesteps(len(best.candidate.timesteps)), problem.space_of_precision()
+    by_steps = evolve(steps, "teacher", params.single_evaluations, "evolve timesteps alone")
+    by_bits = evolve(bits, "teacher", params.single_evaluations, "evolve precision alone")
+    single = {"timesteps": (steps, least_distance(by_steps)), "precision": (bits, least_cost(by_bits, params.tolerated))}
+
+    write_json(out / "recipe.json", space.recipe(best.candidate).to_json())
+    write_json(out / "single.json", {name: within.recipe(e.candidate).to_json() for name, (within, e) in single.items()})
+    write_front(out / "pareto.csv", space, pareto_front(told))
+    write_evaluations(out / "evaluations.jsonl", space, told)
+    return Report({
+        "evaluations": len(told), "failed": sum(e.loss is None for e in told), "weights": problem.grain or "dense",
+        "unit": paired_distance(*references), "best": facts(space, best), "hypervolume": growth(told),
+        "goal": goal_facts(params, told, best), "single": {name: facts(*found) for name, found in single.items()}})
+
+
+def least_distance(told: Sequence[Evaluation]) -> Evaluation:
+    """The cheaper of equals. Raises ValueError when nothing could be evaluated."""
+    succeeded = [e for e in told if e.loss is not None]
+    if not succeeded:
+        raise ValueError(f"evolve: all {len(told)} evaluations failed; the lines above say why")
+    return min(succeeded, key=lambda e: (e.loss, e.cost))
+
+
+def least_cost(told: Sequence[Evaluation], tolerated: float) -> Evaluation:
+    """The cheapest within the tolerated distance, or the one nearest to it."""
+    within = [e for e in told if e.loss is not None and e.loss <= tolerated]
+    return min(within, key=lambda e: (e.cost, e.loss)) if within else least_distance(told)
+
+
+def facts(space: Space, e: Evaluation) -> dict:
+    recipe = space.recipe(e.candidate)
+    return {"cost": e.cost, "distance": e.loss, "nfe": recipe.nfe, "solver": recipe.solver,
+            "removed_share": recipe.cache.removed_share if recipe.cache else 0.0,
+            "precisions": dict(sorted(Counter(recipe.precision.values()).items()))}
+
+
+def goal_facts(params: Params, told: Sequence[Evaluation], best: Evaluation) -> dict:
+    """Whether the search's own proxy says that the goal is met, and at what cost the tolerated distance was reached at all."""
+    within = [e.cost for e in told if e.loss is not None and e.loss <= params.tolerated]
+    return {"target": params.goal.target, "bound": bound_of(params.goal), "tolerated_distance": params.tolerated,
+            "met_by_proxy": best.loss <= params.tolerated, "least_cost_within_tolerance": min(within, default=None)}
+
+
+def growth(told: Sequence[Evaluation]) -> list[list[float]]:
+    """[evaluations so far, hypervolume], up to CURVE points. The box ends at the dearest and the farthest of all."""
+    succeeded = [e for e in told if e.loss is not None]
+    corner = max(e.cost for e in succeeded), max(e.loss for e in succeeded)
+    counts = sorted({round(len(told) * (i + 1) / CURVE) for i in range(CURVE)} - {0})
+    return [[n, hypervolume(told[:n], corner)] for n in counts]
+
+
+def write_front(path: Path, space: Space, front: Sequence[Evaluation]) -> None:
+    rows = [facts(space, e) for e in front]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cost", "distance", "nfe", "solver", "removed_share", "precisions"])
+        for row in rows:
+            counts = " ".join(f"{n}x{token}" for token, n in row.pop("precisions").items())
+            writer.writerow([*row.values(), counts])
+
+
+def write_evaluations(path: Path, space: Space, told: Sequence[Evaluation]) -> None:
+    """One JSON line each, by rising cost, then distance; `asked` is its place in the search."""
+    rows = [{"asked": k, "cost": e.cost, "distance": e.loss, "recipe": space.recipe(e.candidate).to_json()}
+            for k, e in enumerate(told)]
+    rows.sort(key=lambda row: (row["cost"], row["asked"]))
+    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

@@ -1,0 +1,96 @@
+"""The dull front: what anyone gets from few steps, a better solver and one precision for all layers."""
+
+import csv
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tasks.core.denoiser import Schedule
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import spaced_timesteps
+from tasks.fid.sampling import Job
+
+BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    precision: str  # fp32 | bf16 | int8
+    solver: str
+    spacing: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.solver}_{self.spacing}_{self.steps}_{self.precision}"
+
+    @property
+    def package(self) -> str:
+        return f"dull_{self.precision}"
+
+    def recipe(self, packages: Mapping[str, Recipe], schedule: Schedule) -> Recipe:
+        """The package's own but for solver and timesteps."""
+        timesteps = spaced_timesteps(schedule, self.steps, self.spacing)
+        return replace(packages[self.package], solver=self.solver, timesteps=timesteps)
+
+
+def grid(precisions: Iterable[str], solvers: Iterable[str], spacings: Iterable[str], steps: Iterable[int]) -> list[Point]:
+    """The full grid, precision outermost: a worker keeps one package open at a time."""
+    axes = itertools.product(precisions, solvers, spacings, steps)
+    return [Point(precision=p, solver=solver, spacing=spacing, steps=n) for p, solver, spacing, n in axes]
+
+
+def jobs(points: Sequence[Point], packages: Mapping[str, Recipe], schedule: Schedule, n: int, seed: int,
+         name: str | None = None) -> list[Job]:
+    """n samples of each point; name: instead of the points' own."""
+    return [Job(name=name or point.name, package=point.package, recipe=point.recipe(packages, schedule), n=n, seed=seed)
+            for point in points]
+
+
+def read_times(path: Path, batch: int, precisions: Iterable[str]) -> dict[str, float]:
+    """profile/model.csv -> microseconds of one network evaluation of `batch` images, by precision.
+
+    Raises ValueError naming the batch sizes that were profiled when a precision has no row at this one.
+    """
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["backend"] == BACKEND]
+    times = {row["precision"]: float(row["time_us"]) for row in rows if int(row["batch"]) == batch}
+    missing = [p for p in precisions if p not in times]
+    if missing:
+        raise ValueError(f"{path}: no {BACKEND} row for {', '.join(missing)} at batch {batch}; "
+                         f"it has {', '.join(sorted({row['precision'] + ' at ' + row['batch'] for row in rows}))}")
+    return times
+
+
+def images_per_s(point: Point, times: Mapping[str, float], batch: int) -> float:
+    """By the profile: the network's evaluations alone."""
+    return 1e6 * batch / (point.steps * times[point.precision])
+
+
+@dataclass(frozen=True)
+class Front:
+    """The measured grid and the point that stands for it as the variant dull_best."""
+
+    points: Sequence[Point]
+    speed: Mapping[str, float]    # images/s by point name
+    quality: Mapping[str, float]  # FID by point name
+    bar: float                    # compressed's FID on the same seeds
+    best: Point
+    qualifies: bool               # best is as good as compressed
+
+    @classmethod
+    def of(cls, points: Sequence[Point], speed: Mapping[str, float], quality: Mapping[str, float], bar: float) -> "Front":
+        """best: the fastest point whose FID is equal to or lower than `bar`; if there is none, the point of lowest FID."""
+        good = [point for point in points if quality[point.name] <= bar]
+        if good:
+            best = max(good, key=lambda point: (speed[point.name], -quality[point.name]))
+        else:
+            best = min(points, key=lambda point: (quality[point.name], -speed[point.name]))
+        return cls(points, speed, quality, bar, best, bool(good))
+
+    def table(self, metric: str) -> list[dict]:
+        """A row per point; metric: the name of the FID."""
+        return [{"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,
+                 "images_per_s": self.speed[p.name], metric: self.quality[p.name],
+                 "as_good_as_compressed": self.quality[p.name] <= self.bar, "best": p == self.best} for p in self.points]

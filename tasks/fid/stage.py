@@ -1,0 +1,194 @@
+"""Quality of every package, through the backend that it ships for, on seeds and a feature net that no choice was made with.
+
+Reads: data (holdout, train split, both feature nets, reference statistics), pretrain_load (teacher: shape, schedule, classes),
+profile (model.csv: times of the dull front's precisions), package (every variant, and dense at three precisions).
+Writes: fid.csv (a row per variant), dull.csv (a row per point of the dull front, and what it had to reach), dull_best.json
+(package and recipe of the front's best point), samples/<variant>.npy (the first images, uint8). Report: the rows, the front,
+the protocol.
+Left out: guidance (scale 1 throughout); FID against published reference sets.
+"""
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.artifacts import Inputs, Report, digest, hash_file, read_json, write_json
+from tasks.core.denoiser import Denoiser, load
+from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.progress import track
+from tasks.core.quality import features, fid, fid_name
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import SPACINGS
+from tasks.data.features import load_feature_net, load_inception, load_reference
+from tasks.fid import dull, measure
+from tasks.fid.measure import Judge, Seen
+from tasks.fid.sampling import Job, Sampler, sample_jobs
+from tasks.fid.variants import read_recipes, twice_the_steps, twin_jobs, variant_jobs
+from tasks.runtime.solver import SOLVERS
+
+INPUTS = ("data", "pretrain_load", "profile", "package")
+SHOWN = 40  # images of every variant that are kept
+
+Draw = Callable[[list[Job], str], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DullParams:
+    """The grid of the dull front, and the set of samples on which its best point is selected."""
+
+    precisions: tuple[str, ...]   # fp32 | bf16 | int8
+    solvers: tuple[str, ...]      # ddim | dpm2m
+    spacings: tuple[str, ...]     # uniform | logsnr | quadratic
+    steps: tuple[int, ...]
+    samples: int
+    seed: int
+    batch: int                    # of the profile's times that decide which point is the fastest
+
+    def __post_init__(self):
+        for name, choices in (("precisions", ("fp32", "bf16", "int8")), ("solvers", SOLVERS), ("spacings", SPACINGS)):
+            if not getattr(self, name):
+                raise ValueError(f"fid.dull.{name}: [] is empty; the front needs at least one")
+            for value in getattr(self, name):
+                check_choice(f"fid.dull.{name}", value, choices)
+        if not self.steps:
+            raise ValueError("fid.dull.steps: [] is empty; the front needs at least one")
+        for n in self.steps:
+            check_range("fid.dull.steps", n, 1, 1000)
+        for name, low, high in (("samples", 10, 10**6), ("seed", 0, 10**6), ("batch", 1, 4096)):
+            check_range(f"fid.dull.{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    samples: int      # of every variant
+    pairs: int        # of these that fidelity compares
+    batch: int        # images per network evaluation
+    seed: int         # of the noise; no other stage's
+    resamples: int    # of the paired bootstrap
+    dull: DullParams
+    goal: Goal
+
+    def __post_init__(self):
+        for name, low, high in (("samples", 10, 10**6), ("pairs", 2, self.samples), ("batch", 1, 4096), ("seed", 0, 10**6),
+                                ("resamples", 20, 10**5)):
+            check_range(f"fid.{name}", getattr(self, name), low, high)
+        if self.seed == self.dull.seed:
+            raise ValueError(f"fid.seed: {self.seed} is fid.dull.seed too; what is selected on may not be reported on")
+
+
+def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    teacher, recipes = load(inputs["pretrain_load"] / "teacher"), read_recipes(inputs["package"])
+    draw = partial(sample, params=params, inputs=inputs, teacher=teacher)
+    front = dull_front(params, inputs, teacher, recipes, draw)
+    jobs = [*variant_jobs(recipes, params.samples, params.seed),
+            *dull.jobs([front.best], recipes, teacher.schedule, params.samples, params.seed, name="dull_best")]
+    images, twins, finer = draw_variants(jobs, recipes["dense"], teacher, params, draw)
+    rows = measured(images, twins, finer, params, inputs, teacher.num_classes)
+    for job in jobs:
+        rows[job.name] |= {"nfe": job.recipe.nfe, "solver": job.recipe.solver}
+    rows["dull_best"] |= {"point": front.best.name, "as_good_as_compressed": front.qualifies}
+    write_front(front, jobs[-1].recipe, params, out)
+    write_samples(out / "samples", images)
+    write_rows(out / "fid.csv", [{"variant": name, **row} for name, row in rows.items()])
+    return Report({**rows, "dull": front.table(fid_name(params.dull.samples)), "protocol": protocol(params, inputs["data"])})
+
+
+def sample(jobs: list[Job], label: str, *, params: Params, inputs: Inputs, teacher: Denoiser) -> dict[str, np.ndarray]:
+    """uint8 (n, C, H, W) by job name, on as many workers as there are."""
+    packages = inputs.cluster.ship(inputs["package"])
+    make = partial(Sampler, packages, teacher.schedule, teacher.sample_shape, teacher.num_classes, params.batch)
+    return sample_jobs(jobs, make, inputs.cluster, params.batch, inputs.checkpoint, label)
+
+
+def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mapping[str, Recipe], draw: Draw) -> dull.Front:
+    """Measure the grid, and compressed, on the selection seeds and the search net."""
+    how = params.dull
+    times = dull.read_times(inputs["profile"] / "model.csv", how.batch, how.precisions)
+    points = dull.grid(how.precisions, how.solvers, how.spacings, how.steps)
+    bar = Job(name="dull_bar", package="compressed", recipe=recipes["compressed"], n=how.samples, seed=how.seed)
+    images = draw([*dull.jobs(points, recipes, teacher.schedule, how.samples, how.seed), bar], "fid: sampling the dull front")
+    net, reference = load_feature_net(inputs["data"], "search"), load_reference(inputs["data"], "search")
+    scores = {name: fid(features(net, found), reference) for name, found in images.items()}
+    speed = {point.name: dull.images_per_s(point, times, how.batch) for point in points}
+    front = dull.Front.of(points, speed, scores, scores[bar.name])
+    if not front.qualifies:
+        print(f"fid: no point of the dull front is as good as compressed; dull_best has the lowest FID, {front.best.name}")
+    return front
+
+
+def draw_variants(jobs: list[Job], dense: Recipe, teacher: Denoiser, params: Params,
+                  draw: Draw) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """-> images by variant, images of the dense twin by variant, images of dense at twice the steps."""
+    finer = twice_the_steps(dense, teacher.schedule, params.pairs, params.seed)
+    extra, twins = twin_jobs(jobs, dense, params.pairs)
+    images = draw([*jobs, finer, *extra], "fid: sampling the variants")
+    return ({job.name: images[job.name] for job in jobs}, {name: images[other][:params.pairs] for name, other in twins.items()},
+            images[finer.name])
+
+
+def measured(images: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], finer: np.ndarray, params: Params,
+             inputs: Inputs, num_classes: int) -> dict[str, dict]:
+    """Every number of every variant, on the report net; num_classes: of the teacher."""
+    data, rng = inputs["data"], np.random.default_rng(params.seed)
+    train, holdout = np.load(data / "train.npy"), np.load(data / "holdout.npy")
+    judge = Judge.of(load_feature_net(data, "report"), holdout, load_reference(data, "report"))
+    seen = {name: Seen.of(judge, found) for name, found in images.items()}
+    labels = np.arange(params.samples) % num_classes if num_classes else None  # as sampler.labels_for
+    judged = labels if read_json(data / "data.json")["num_classes"] else None
+    rows = {name: measure.distribution(s, judge, judged) for name, s in track(seen.items(), len(seen), "fid: metrics")}
+    found = {name: s.features for name, s in seen.items()}
+    dense_twins = {name: features(judge.net, x) for name, x in twins.items()}
+    add(rows, measure.fidelities(found, dense_twins, features(judge.net, finer)))
+    add(rows, measure.losses(found, judge.reference, labels, params.goal.max_quality_loss, params.resamples, rng))
+    add(rows, {name: measure.memorised(images[name], train, holdout, rng) for name in ("dense", "compressed")})
+    add(rows, inception_fids(images, data))
+    return rows
+
+
+def add(rows: dict[str, dict], more: Mapping[str, dict]) -> None:
+    for name, numbers in more.items():
+        rows[name] |= numbers
+
+
+def inception_fids(images: Mapping[str, np.ndarray], data: Path) -> dict[str, dict[str, float]]:
+    """FID on the net that data.inception names, under its own name; nothing if it names none."""
+    net = load_inception(data)
+    if net is None:
+        return {}
+    reference = load_reference(data, "inception")
+    return {name: {f"{fid_name(len(found))}_inception": fid(features(net, found), reference)} for name, found in images.items()}
+
+
+def protocol(params: Params, data: Path) -> dict:
+    """What a reader needs to repeat the numbers."""
+    reference = digest([hash_file(data / f"reference_report_{part}.npy") for part in ("mu", "sigma")])
+    return {"samples": params.samples, "seed": params.seed, "feature net": "report, trained on the train split",
+            "reference": f"holdout, {len(np.load(data / 'holdout.npy', mmap_mode='r'))} images, {reference}",
+            "backend": f"OpenVINO, batch {params.batch}", "fidelity pairs": params.pairs, "resamples": params.resamples,
+            "dull front": f"{params.dull.samples} samples of seed {params.dull.seed} on the search net"}
+
+
+def write_front(front: dull.Front, recipe: Recipe, params: Params, out: Path) -> None:
+    metric = fid_name(params.dull.samples)
+    write_rows(out / "dull.csv", [*front.table(metric), {"name": "compressed", metric: front.bar}])
+    write_json(out / "dull_best.json", {"package": front.best.package, "recipe": recipe.to_json(), "point": front.best.name,
+                                        "as_good_as_compressed": front.qualifies})
+
+
+def write_samples(folder: Path, images: Mapping[str, np.ndarray]) -> None:
+    folder.mkdir()
+    for name, found in images.items():
+        np.save(folder / f"{name}.npy", found[:SHOWN])
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """A number that a row does not have is an empty cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,55 @@
+"""Which samples the table needs: every package under its own recipe, and what each is compared with, image by image."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tasks.core.artifacts import read_json
+from tasks.core.denoiser import Schedule
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import spaced_timesteps
+from tasks.fid.sampling import Job
+
+FRONT = "dull_"  # packages of the dull front: raw material of dull_best, no variants themselves
+
+
+def read_recipes(packages: Path) -> dict[str, Recipe]:
+    """Of every package, by name. Raises ValueError if what everything is compared with, or compared for, is missing."""
+    found = {p.parent.name: Recipe.from_json(read_json(p)) for p in sorted(packages.glob("*/recipe.json"))}
+    missing = {"dense", "compressed"} - found.keys()
+    if missing:
+        raise ValueError(f"{packages}: holds no package {', '.join(sorted(missing))}; found {', '.join(found) or 'none'}")
+    return found
+
+
+def variant_jobs(recipes: Mapping[str, Recipe], n: int, seed: int) -> list[Job]:
+    """One job per variant, under its own recipe."""
+    return [Job(name=name, package=name, recipe=recipe, n=n, seed=seed) for name, recipe in recipes.items()
+            if not name.startswith(FRONT)]
+
+
+def twice_the_steps(dense: Recipe, schedule: Schedule, n: int, seed: int) -> Job:
+    """Dense at 2 x its steps: the distance between the two is the unit of fidelity."""
+    recipe = replace(dense, timesteps=spaced_timesteps(schedule, 2 * dense.nfe))
+    return Job(name="dense_twice_the_steps", package="dense", recipe=recipe, n=n, seed=seed)
+
+
+def twin(recipe: Recipe) -> Recipe | None:
+    """The same solver and timesteps with nothing compressed; None where the variant is just that: only its sampling differs."""
+    changed = recipe.cache or recipe.sparsity or any(token != "fp32" for token in recipe.precision.values())
+    return Recipe(solver=recipe.solver, timesteps=recipe.timesteps) if changed else None
+
+
+def twin_jobs(jobs: list[Job], dense: Recipe, n: int) -> tuple[list[Job], dict[str, str]]:
+    """-> jobs of the distinct twins other than dense itself, name of the job that is a variant's twin by variant."""
+    names, twins, extra = {(dense.solver, dense.timesteps): "dense"}, {}, []
+    for job in jobs:
+        recipe = twin(job.recipe)
+        if recipe is None:
+            continue
+        sampling = recipe.solver, recipe.timesteps
+        if sampling not in names:
+            names[sampling] = f"dense_as_{job.name}"
+            extra.append(replace(job, name=names[sampling], package="dense", recipe=recipe, n=n))
+        twins[job.name] = names[sampling]
+    return extra, twins

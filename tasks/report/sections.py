@@ -1,0 +1,133 @@
+"""The page's plots and images, from what the stages wrote. A stage that left nothing to show has no section."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.artifacts import Inputs, read_json
+from tasks.core.recipe import Recipe, bits
+from tasks.report import plots
+from tasks.report.page import Plot
+from tasks.report.results import Row, fid_key
+from tasks.report.table import significant
+
+SHEETS = ("dense", "compressed", "dull_best")
+
+
+# ---- images ----
+
+def sheets(fid: Path, rows: dict[str, Row], images: int, columns: int) -> list[dict]:
+    """fid: folder of the stage, whose samples/<variant>.npy hold the first samples, uint8 (N, C, H, W)."""
+    def sheet(name: str) -> dict:
+        shown = np.load(fid / "samples" / f"{name}.npy")[:images]
+        return {"name": name, "src": plots.png(plots.contact_sheet(shown, columns)), "note": sheet_note(rows[name], rows)}
+
+    return [sheet(name) for name in SHEETS]
+
+
+def sheet_note(row: Row, rows: dict[str, Row]) -> str:
+    key = fid_key(rows)
+    said = [row.quality["point"]] if "point" in row.quality else []
+    said += [f"{row.quality['nfe']} steps"] if "nfe" in row.quality else []
+    said += [f"{key} {significant(row.quality[key])}"] if key in row.quality else []
+    said += [f"fidelity {significant(row.quality['fidelity'])}"] if row.quality.get("fidelity") else []
+    return ", ".join(said)
+
+
+# ---- plots ----
+
+def all_plots(rows: dict[str, Row], setting: tuple[str, int], inputs: Inputs) -> list[Plot]:
+    found = [front(rows, setting, inputs["fid"]), cache(inputs["package"]), layers(inputs), curves(inputs)]
+    return [plot for plot in found if plot is not None]
+
+
+def front(rows: dict[str, Row], setting: tuple[str, int], fid: Path) -> Plot:
+    key, speeds = fid_key(rows), {name: row.images_per_s(*setting) for name, row in rows.items()}
+    ours = [plots.Point(name=name, images_per_s=speeds[name], fid=row.quality[key]) for name, row in rows.items()
+            if speeds[name] and key in row.quality]
+    dull, bar, dull_key = read_dull(fid / "dull.csv", speeds["dull_best"])
+    drawing = plots.front(ours, key, dull, plots.Point(name="compressed", images_per_s=speeds["compressed"], fid=bar), dull_key,
+                          f"images/s ({setting[0]}, batch {setting[1]})")
+    return Plot(title="Quality against speed", svg=drawing,
+                text="The dull front is what anyone gets from fewer steps, a better solver and one precision for all layers; "
+                     "what lies below and to the right of it is a gain. dull_best was selected on it with other seeds and the "
+                     "net that guides the search, so the two panels share no FID. Speeds of dull points are the profile's, in "
+                     "proportion to that of dull_best, which was measured.")
+
+
+def read_dull(path: Path, measured: float) -> tuple[list[plots.Point], float, str]:
+    """fid/dull.csv -> the points of the grid, the FID of compressed on the same seeds and net, that FID's name.
+
+    measured: images/s of dull_best; the profile's speeds are scaled by one factor so that it has this one.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = next(name for name in rows[0] if name.startswith("fid_"))
+    factor = measured / next(float(row["images_per_s"]) for row in rows if row["best"] == "True")
+    points = [plots.Point(name=row["name"], images_per_s=factor * float(row["images_per_s"]), fid=float(row[key]),
+                          kind=row["precision"]) for row in rows if row["precision"]]
+    return points, next(float(row[key]) for row in rows if row["name"] == "compressed"), key
+
+
+def cache(package: Path) -> Plot | None:
+    """The plan that ships; where the search chose none, the one of the variant `cache`."""
+    recipes = {name: read_recipe(package, name) for name in ("compressed", "cache")}
+    name = next((name for name, recipe in recipes.items() if recipe.cache), None)
+    if name is None:
+        return None
+    recipe = recipes[name]
+    plan = recipe.cache
+    other = "" if name == "compressed" else " The search chose no cache for compressed: this is the plan of the variant cache."
+    return Plot(title="Layer cache",
+                svg=plots.cache([short(s) for s in plan.sublayers], np.asarray(plan.compute), recipe.timesteps),
+                text=f"Which sublayer is computed at which step of {name}; {100 * plan.removed_share:.0f} % of the evaluations "
+                     f"reuse the last output, with {len(plan.masks)} distinct step masks.{other}",
+                keys=({"colour": "blue", "name": "computed"}, {"colour": "faint", "name": "reused"}))
+
+
+def layers(inputs: Inputs) -> Plot:
+    """Of `compressed`; the names of all layers are those that the int8 package quantises."""
+    recipe, choice = read_recipe(inputs["package"], "compressed"), read_json(inputs["mask_search"] / "choice.json")
+    names = sorted(read_recipe(inputs["package"], "dull_int8").precision, key=natural)
+    density = (recipe.sparsity or {}).get("density", {})
+    tokens = [recipe.precision.get(name, "fp32") for name in names]
+    drawing = plots.layers([short(name) for name in names], [density.get(name, 1.0) for name in names],
+                           [bits(token) for token in tokens])
+    return Plot(title="Density and bits of every layer", svg=drawing,
+                text=f"Of compressed. Grain of its sparsity: {choice['chosen']} ({choice['why']}).")
+
+
+def curves(inputs: Inputs) -> Plot | None:
+    """Of every stage that trained: the teacher where it was trained here, the sparse students, the cache router."""
+    files = {"teacher": inputs["pretrain_load"], "sparse students": inputs["distill"], "cache router": inputs["cache_learn"]}
+    found = {title: read_curve(folder / "curve.csv") for title, folder in files.items() if (folder / "curve.csv").exists()}
+    if not found:
+        return None
+    return Plot(title="Training", svg=plots.curves(found), text="Training loss of everything that was trained in this run.")
+
+
+def read_curve(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """curve.csv, columns step, loss and perhaps grain -> {grain: (steps, losses)}."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        steps, losses = series.setdefault(row.get("grain", ""), ([], []))
+        steps.append(float(row["step"]))
+        losses.append(float(row["loss"]))
+    return series
+
+
+def read_recipe(package: Path, variant: str) -> Recipe:
+    return Recipe.from_json(read_json(package / variant / "recipe.json"))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key by which block 10 follows block 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def short(name: str) -> str:
+    return name.removeprefix("transformer_blocks.")

@@ -1,0 +1,195 @@
+"""The result table, defined once: README (markdown), terminal, HTML and results.csv are renderings of the same columns.
+
+`python -m tasks.report.table` writes it between the two markers of README.md.
+"""
+
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.core.artifacts import REPORTS, read_json
+from tasks.report.results import Row, fid_key, read_rows, settings, speedup
+
+README = Path("README.md")
+BEGIN, END = "<!-- result table: python -m tasks.report.table -->", "<!-- end of result table -->"
+BETWEEN = re.compile(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", re.DOTALL)
+DASH = "–"  # what was not measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    group: str                           # what neighbouring columns share: quality, a backend and batch, cost
+    head: str
+    metric: str                          # its name in results.csv, unique
+    value: Callable[[Row], float | None]
+    unit: float = 1.0                    # shown divided by this
+    form: str = "{}"                     # around the shown number
+    sign: str = ""                       # "+": shown for positive numbers too
+    decimals: int | None = None          # None: as many as show three digits of a typical value
+
+
+# ---- numbers as people read them ----
+
+def decimals(values: Iterable[float], digits: int = 3) -> int:
+    """So many that the median of the values shows `digits` digits; a column of them then aligns at the point."""
+    typical = statistics.median([abs(v) for v in values if v] or [1.0])
+    return max(0, digits - 1 - math.floor(math.log10(typical)))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Plain notation, never an exponent: 0.00123, 12.3, 1234."""
+    return f"{value:.{decimals([value], digits)}f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:+.1f} %"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def times(value: float) -> str:
+    return f"{significant(value)}×"
+
+
+# ---- columns ----
+
+def quality_columns(rows: dict[str, Row]) -> list[Column]:
+    """What decides."""
+    fid, relative = fid_key(rows), {"unit": 0.01, "form": "{} %", "sign": "+", "decimals": 1}
+    return [quality("nfe", "NFE", decimals=0), quality(fid, fid), quality("loss", "vs dense", **relative),
+            quality("loss_upper95", "95 % bound", **relative), quality("fidelity", "fidelity")]
+
+
+def other_quality_columns() -> list[Column]:
+    """What explains."""
+    rate = {"unit": 0.01, "form": "{} %", "decimals": 1, "group": "more on quality"}
+    return [quality("precision", "precision", **rate), quality("recall", "recall", **rate),
+            quality("class_accuracy", "class acc.", **rate), quality("memorised", "memorised", **rate),
+            quality("kid", "KID", group="more on quality"),
+            quality("fidelity_same_solver", "fidelity, same solver", group="more on quality")]
+
+
+def quality(key: str, head: str, group: str = "quality", **form) -> Column:
+    return Column(group=group, head=head, metric=key, value=lambda row: row.quality.get(key), **form)
+
+
+def speed_columns(rows: dict[str, Row], setting: tuple[str, int]) -> list[Column]:
+    """Images/s at one setting, against dense in eager fp32 and, on another backend, against dense at fp32 there."""
+    backend, batch = setting
+
+    def column(key: str, head: str, value: Callable[[Row], float | None], **form) -> Column:
+        return Column(group=f"{backend}, batch {batch}", head=head, metric=f"{backend}.b{batch}.{key}", value=value, **form)
+
+    def against(base: str, head: str) -> Column:
+        return column(f"speedup_over_{base}", head, lambda row: speedup(row, rows["dense"], setting, base), form="{}×")
+
+    own = column("images_per_s", "img/s", lambda row: row.images_per_s(*setting))
+    return [own, against("eager", "× eager fp32"), *([] if backend == "eager" else [against(backend, "× same fp32")])]
+
+
+def cost_columns(rows: dict[str, Row]) -> list[Column]:
+    """On paper, per image over all steps; on disk; in memory, beyond the libraries'."""
+    def column(key: str, head: str, unit: float) -> Column:
+        return Column(group="cost", head=head, metric=key, value=lambda row: row.cost.get(key), unit=unit)
+
+    backends = sorted({backend for row in rows.values() for backend in row.memory})
+    memory = [Column(group="peak memory, MB", head=backend, metric=f"{backend}.peak_memory_bytes", unit=1e6,
+                     value=lambda row, backend=backend: row.memory.get(backend)) for backend in backends]
+    return [column("macs", "GMACs", 1e9), column("bitops", "TBitOPs", 1e12), column("size_bytes", "MB", 1e6), *memory]
+
+
+def all_columns(rows: dict[str, Row], setting: tuple[str, int]) -> list[Column]:
+    """Every column in which at least one variant has a number; among the speeds, the goal's own setting comes first."""
+    ordered = sorted(settings(rows), key=lambda other: other != setting)
+    speed = [column for each in ordered for column in speed_columns(rows, each)]
+    found = (*quality_columns(rows), *speed, *cost_columns(rows), *other_quality_columns())
+    return [column for column in found if any(column.value(row) is not None for row in rows.values())]
+
+
+def compact_columns(rows: dict[str, Row], setting: tuple[str, int]) -> list[Column]:
+    """What fits into 100 characters: the goal's own setting, one measure of each kind."""
+    wanted = {"nfe", fid_key(rows), "loss", "loss_upper95", "fidelity", "macs", "size_bytes"}
+    return [column for column in (*quality_columns(rows), *speed_columns(rows, setting), *cost_columns(rows))
+            if column.metric in wanted or column.group == f"{setting[0]}, batch {setting[1]}"]
+
+
+# ---- renderings ----
+
+def texts(column: Column, rows: Iterable[Row]) -> list[str]:
+    values = [None if (v := column.value(row)) is None else v / column.unit for row in rows]
+    places = decimals([v for v in values if v is not None]) if column.decimals is None else column.decimals
+    return [DASH if v is None else column.form.format(f"{v:{column.sign}.{places}f}") for v in values]
+
+
+def cells(rows: dict[str, Row], columns: Sequence[Column]) -> list[list[str]]:
+    """The header and a line for every row."""
+    lines = zip(rows, *(texts(column, rows.values()) for column in columns), strict=True)
+    return [["variant", *(column.head for column in columns)], *map(list, lines)]
+
+
+def terminal(rows: dict[str, Row], columns: Sequence[Column]) -> str:
+    """Aligned with spaces: names to the left, numbers to the right; headers of several words take several lines."""
+    head, *body = cells(rows, columns)
+    words = [re.split(r"(?<![×\d]) ", title) for title in head]
+    depth = max(map(len, words))
+    heads = list(zip(*([""] * (depth - len(w)) + w for w in words), strict=True))
+    widths = [max(map(len, column)) for column in zip(*heads, *body, strict=True)]
+    lines = [*heads, ["─" * width for width in widths], *body]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
+
+
+def markdown(rows: dict[str, Row], columns: Sequence[Column]) -> str:
+    head, *body = cells(rows, columns)
+    lines = [head, ["---", *("---:" for _ in columns)], *([f"`{name}`", *values] for name, *values in body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def long_form(rows: dict[str, Row], columns: Iterable[Column]) -> list[tuple[str, Column, float]]:
+    """(variant, column, value) of everything that was measured."""
+    found = [(name, column, column.value(row)) for name, row in rows.items() for column in columns]
+    return [entry for entry in found if entry[2] is not None]
+
+
+# ---- README ----
+
+def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict) -> str:
+    """Which machine and which protocol the numbers are of: one sentence for each."""
+    machine, protocol = timings["machine"], timings["protocol"]
+    return (f"Speed and size of the packages that ship: {setting[0]}, batch {setting[1]}, {protocol['threads']} threads of "
+            f"{machine['cpu']} ({machine['cores']} cores), median of {protocol['min_repeats']} to {protocol['max_repeats']} "
+            f"interleaved rounds. “× eager fp32” and “× same fp32” compare with dense in eager PyTorch and on the same "
+            f"backend. “95 % bound” is the upper bound of the relative {fid_key(rows)} increase over dense (paired "
+            f"bootstrap); fidelity is the feature distance to dense's images of the same seeds, 1 being what "
+            f"twice dense's steps change.")
+
+
+def readme_block(reports: Path = REPORTS) -> str:
+    """The table and its caption, from committed reports alone."""
+    timings, verdict = read_json(reports / "benchmark.timings.json"), read_json(reports / "report.json")
+    rows = read_rows(read_json(reports / "fid.json"), read_json(reports / "benchmark.json"), timings)
+    setting = (verdict["backend"], verdict["batch"])
+    return f"{markdown(rows, compact_columns(rows, setting))}\n{caption(rows, setting, timings)}\n"
+
+
+def replace_block(readme: str, block: str) -> str:
+    """Raises ValueError when the markers are not there, each on a line of its own."""
+    if not BETWEEN.search(readme):
+        raise ValueError(f"{README}: no line {BEGIN!r} with a line {END!r} after it")
+    return BETWEEN.sub(lambda _: f"{BEGIN}\n{block}{END}", readme, count=1)
+
+
+def main() -> None:
+    try:
+        README.write_text(replace_block(README.read_text(), readme_block()))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

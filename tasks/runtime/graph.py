@@ -1,0 +1,217 @@
+"""A compressed model as OpenVINO graphs: one for each distinct step mask of the cache plan. Not shipped inside packages.
+
+Integer layers run as integers: OpenVINO's low-precision transformations turn FakeQuantize on a layer's input and
+int8 -> Convert -> Multiply on its weights into one u8 x i8 kernel. bf16 layers run as bf16. Everything else (norms, softmax,
+sums) runs in fp32, or in bf16 too if no layer is left in fp32.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import tempfile
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.core.denoiser import Denoiser
+from tasks.core.recipe import Recipe
+from tasks.runtime.cache import ATTRIBUTE as LIVE_CACHE
+from tasks.runtime.precision import Bf16Layer, live_precision
+
+INDEX, WEIGHTS = "graph.json", "weights.bin"
+ALIGNMENT = 64  # bytes, of a constant in the weights file, as OpenVINO's own serialiser keeps it
+
+
+class _Step(nn.Module):
+    """One evaluation as a function of tensors: x, t and labels if there are any -> prediction, outputs of `sublayers`."""
+
+    def __init__(self, model: nn.Module, sublayers: Sequence[str]):
+        super().__init__()
+        self.model, self.sublayers = model, sublayers
+
+    def forward(self, x: Tensor, t: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
+        with recorded(self.model, self.sublayers) as outputs:
+            prediction = self.model(x, timestep=t, class_labels=labels[0] if labels else None, return_dict=False)[0]
+        return (prediction[:, : x.shape[1]], *[outputs[name] for name in self.sublayers])
+
+
+@contextlib.contextmanager
+def recorded(model: nn.Module, sublayers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Yields a dict that a forward fills with the outputs of these modules."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [model.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: outputs.__setitem__(name, out))
+             for name in sublayers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
+    """Write the graphs of a diffusers model on which masks and precision are live and a cache is not.
+
+    folder gets `<i>.xml` for step mask i, `weights.bin` that all share, and `graph.json`. The batch is open until `open_graph`.
+    Raises ValueError if the live precision is not the recipe's or a cache is live.
+    """
+    import openvino as ov
+    check_live(model, recipe)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    example, plan = example_inputs(model), recipe.cache
+    names, masks = (plan.sublayers, plan.masks) if plan else ((), [()])
+    reused = [name for i, name in enumerate(names) if not all(mask[i] for mask in masks)]
+    whole = trace(model, example, reused)
+    skipped = [[name for name in reused if not mask[names.index(name)]] for mask in masks]
+    for i, names_skipped in enumerate(skipped):
+        ov.save_model(cut(whole, reused, names_skipped), folder / f"{i}.xml", compress_to_fp16=False)
+    pool_weights(folder, len(masks))
+    index = {"skipped": skipped, "reused": reused, "labelled": len(example) == 3,
+             "steps": [masks.index(row) for row in plan.compute] if plan else None,
+             "inference_precision": rest_precision(model)}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def trace(model: nn.Module, example: tuple[Tensor, ...], sublayers: Sequence[str]):
+    """-> openvino.Model with every axis but the batch fixed; outputs: prediction, then those of `sublayers`."""
+    import openvino as ov
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes become constants: only the batch is to stay open
+        graph = ov.convert_model(_Step(model, sublayers).eval(), example_input=example)
+    assert len(graph.inputs) == len(example), "the trace dropped an input"
+    graph.reshape({port: [-1, *tensor.shape[1:]] for port, tensor in zip(graph.inputs, example, strict=True)})
+    return graph
+
+
+def cut(whole, sublayers: Sequence[str], skipped: Sequence[str]):
+    """The graph of one step mask: outputs of `skipped` become inputs, in this order, after the inputs that were there.
+
+    whole: as `trace` returns for these `sublayers`. What only served a skipped sublayer is no longer reached, so it is gone.
+    """
+    import openvino as ov
+    graph = whole.clone()
+    results = dict(zip(sublayers, graph.get_results()[1:], strict=True))
+    given = []
+    for name in skipped:
+        output = results.pop(name).input_value(0)
+        given.append(ov.opset13.parameter(output.get_partial_shape(), np.float32, name))
+        for reader in output.get_target_inputs():
+            reader.replace_source_output(given[-1].output(0))
+    return ov.Model([graph.get_results()[0], *results.values()], [*graph.get_parameters(), *given])
+
+
+def check_live(model: nn.Module, recipe: Recipe) -> None:
+    if LIVE_CACHE in vars(model):
+        raise ValueError("export: a cache is live on the model; remove_cache first, the graphs hold the plan themselves")
+    wanted, live = recipe.precision, live_precision(model)
+    for layer in sorted(wanted.keys() | live.keys()):
+        is_now, should_be = live.get(layer, "fp32"), wanted.get(layer, "fp32")
+        if is_now != should_be:
+            raise ValueError(f"export: {layer} is {is_now} on the model and {should_be} in the recipe")
+
+
+def rest_precision(model: nn.Module) -> str:
+    """OpenVINO's inference precision: bf16 if there are bf16 layers and none in fp32, else f32 (bf16 layers stay bf16)."""
+    inside = {m.layer for m in model.modules() if isinstance(m, Bf16Layer)}
+    plain = any(isinstance(m, (nn.Linear, nn.Conv2d)) and m not in inside for m in model.modules())
+    return "bf16" if inside and not plain else "f32"
+
+
+def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
+    """x, t and, for a conditional model, labels of two samples."""
+    denoiser = Denoiser(model, schedule=None)
+    labels = (torch.tensor([0, 0]),) if denoiser.num_classes else ()
+    return torch.zeros(2, *denoiser.sample_shape), torch.tensor([1, 2]), *labels
+
+
+def pool_weights(folder: Path, count: int) -> None:
+    """Move the constants of `0.xml` ... into one file; equal ones, most of all weights, are stored once."""
+    offsets: dict[bytes, int] = {}
+    with open(folder / WEIGHTS, "wb") as pool:
+        for path in (folder / f"{i}.xml" for i in range(count)):
+            tree, constants = ElementTree.parse(path), path.with_suffix(".bin").read_bytes()
+            for data in tree.iterfind("./layers/layer[@type='Const']/data"):
+                start, size = int(data.get("offset")), int(data.get("size"))
+                blob = constants[start : start + size]
+                key = hashlib.blake2b(blob).digest()
+                if key not in offsets:
+                    pool.write(bytes(-pool.tell() % ALIGNMENT))
+                    offsets[key] = pool.tell()
+                    pool.write(blob)
+                data.set("offset", str(offsets[key]))
+            tree.write(path)
+            path.with_suffix(".bin").unlink()
+
+
+def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -> "GraphPredictor":
+    """-> predict(x (batch, C, H, W) fp32, t (batch,) or scalar int64, labels (batch,) int64 or None, step) -> (batch, C, H, W).
+
+    Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; the tensors kept between steps are
+    shared by all graphs, the writer's output being the reader's input. config: further OpenVINO properties.
+    Raises ValueError for another batch or a step that the cache plan does not have.
+    """
+    return GraphPredictor(Path(folder), batch, threads, config)
+
+
+class GraphPredictor:
+    """See `open_graph`. Graph i of `graph.json` is `compiled[i]`; its one request is `requests[i]`."""
+
+    def __init__(self, folder: Path, batch: int, threads: int, config: dict):
+        self.index, self.batch = json.loads((folder / INDEX).read_text()), batch
+        properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
+                      "INFERENCE_PRECISION_HINT": self.index["inference_precision"], **config}
+        self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["skipped"]))]
+        self.requests = [compiled.create_infer_request() for compiled in self.compiled]
+        self.cached: dict[str, object] = {}
+        for request, skipped in zip(self.requests, self.index["skipped"], strict=True):
+            self._share_cached(request, skipped)
+
+    def _share_cached(self, request, skipped: Sequence[str]) -> None:
+        """One tensor a sublayer: the output of the graphs that compute it, the input of those that skip it."""
+        for i, name in enumerate(skipped, start=3 if self.index["labelled"] else 2):
+            request.set_input_tensor(i, self.cached.setdefault(name, request.get_input_tensor(i)))
+        for i, name in enumerate((n for n in self.index["reused"] if n not in skipped), start=1):
+            request.set_output_tensor(i, self.cached.setdefault(name, request.get_output_tensor(i)))
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
+        import openvino as ov
+        if len(x) != self.batch:
+            raise ValueError(f"graph: opened for a batch of {self.batch}, got {len(x)}")
+        steps = self.index["steps"]
+        if steps is not None and not 0 <= step < len(steps):
+            raise ValueError(f"graph: step {step} is not between 0 and {len(steps) - 1}, the last of the cache plan")
+        request = self.requests[steps[step] if steps else 0]
+        given = [x.float(), t.expand(self.batch), *([labels] if self.index["labelled"] else [])]
+        arrays = [tensor.contiguous().numpy() for tensor in given]  # a name, so that they outlive the request's run
+        for i, array in enumerate(arrays):
+            request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+
+def compile_static(path: Path, batch: int, properties: dict):
+    """-> openvino.CompiledModel of a graph beside its `weights.bin`, every axis fixed."""
+    core = openvino_core()
+    graph = core.read_model(path, path.with_name(WEIGHTS))
+    graph.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in graph.inputs})
+    return core.compile_model(graph, "CPU", properties)
+
+
+@functools.cache
+def openvino_core():
+    import openvino as ov
+    return ov.Core()
+
+
+def live_graph(denoiser: Denoiser, recipe: Recipe, batch: int) -> "GraphPredictor":
+    """`export` and `open_graph` in one, on as many threads as torch has, with nothing left on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(denoiser.model, recipe, folder)
+        return open_graph(folder, batch, torch.get_num_threads())

@@ -1,0 +1,172 @@
+"""A package's network as a diffusers component: small files in `denoiser/`, the live compressed model in memory.
+
+Ships as `denoiser/packed.py`, which `model_index.json` names. Beside it: `config.json` (the diffusers model's), `packing.json`
+(how tensors are stored) and `weights.safetensors`. Quantised layers are integers and scales, integers of fewer than 8 bits are
+bit-packed, 2:4 layers are their kept values and a packed mask, shrunk layers have their real small shapes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .cache import apply_cache
+from .masks import restore_shapes
+from .precision import apply_precision, forget_originals, pack, unpack
+
+FORMAT = 1  # of package.json and packing.json
+WEIGHTS, PACKING, CONFIG = "weights.safetensors", "packing.json", "config.json"
+MANIFEST, RECIPE = "package.json", "recipe.json"
+
+
+class PackedDenoiser(torch.nn.Module):
+    """The network with masks, cache and precision live: `denoiser(x, t, labels, step) -> prediction`.
+
+    model: the diffusers model. recipe: `recipe.json` as read. The cache carries outputs from step to step: steps are taken
+    in order from 0, one batch at a time.
+    """
+
+    def __init__(self, model: torch.nn.Module, recipe: dict):
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        plan = recipe["cache"]
+        self._cache = apply_cache(model, plan["sublayers"], plan["compute"]) if plan else None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_) -> "PackedDenoiser":
+        """Open the `denoiser/` folder of a package, once every data file of the package is found unchanged.
+
+        Raises ValueError for a damaged package, and for a `torch_dtype`: precision is the recipe's affair.
+        """
+        if torch_dtype not in (None, torch.float32):
+            raise ValueError(f"torch_dtype: {torch_dtype} given, but recipe.json sets the precision of every layer")
+        return cls(*open_model(Path(folder)))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
+        """x: NCHW; t: (N,) int64; labels: (N,) int64 or None -> NCHW (a learned variance is cut off)."""
+        if self._cache is not None:
+            self._cache.step = step
+        return self.model(x, t, class_labels=labels, return_dict=False)[0][:, : x.shape[1]]
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        size = self.model.config.sample_size
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return self.model.config.in_channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """0 for an unconditional model; a DiT's null label is the number after its last class."""
+        return self.model.config.get("num_embeds_ada_norm") or self.model.config.get("num_class_embeds") or 0
+
+    def labels(self, wanted: list[int] | Tensor | None, count: int, device: torch.device) -> Tensor | None:
+        """(count,) int64 on `device`, None for an unconditional model. Raises ValueError for what the model cannot draw."""
+        has_null = "num_embeds_ada_norm" in self.model.config
+        if not self.num_classes:
+            if wanted is not None:
+                raise ValueError("class_labels: given, but the model is unconditional")
+            return None
+        if wanted is None and not has_null:
+            raise ValueError(f"class_labels: missing; the model needs one of 0..{self.num_classes - 1} for each sample")
+        labels = torch.as_tensor([self.num_classes] * count if wanted is None else wanted, dtype=torch.int64)
+        highest = self.num_classes - (0 if has_null else 1)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= highest:
+            raise ValueError(f"class_labels: {labels.tolist()} not all between 0 and {highest}")
+        return labels.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+def open_model(folder: Path) -> tuple[torch.nn.Module, dict]:
+    """The diffusers model of a package's `denoiser/` folder, masks and precision live and the cache not, and its recipe."""
+    verify(folder.parent)
+    recipe, packing = (json.loads(path.read_text()) for path in (folder.parent / RECIPE, folder / PACKING))
+    model = build_model(json.loads((folder / CONFIG).read_text()))
+    restore_shapes(model, packing["kept"])
+    apply_precision(model, recipe["precision"], packing["ranges"])
+    model.load_state_dict(decode(load_file(folder / WEIGHTS), packing["tensors"]))
+    forget_originals(model)
+    return model.eval().requires_grad_(False), recipe
+
+
+def build_model(config: dict) -> torch.nn.Module:
+    """The diffusers model of a config, dense and with random weights."""
+    import diffusers
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def encode(state: dict[str, Tensor], bits: dict[str, int], masks: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
+    """A state dict as it is stored, and its layout {name: {"shape", "bits", "masked"}} for those that are not stored plainly.
+
+    bits: width of the integers in a tensor (int8 in memory). masks: bool, of the tensor's shape; what is False is zero.
+    """
+    stored, layout = {}, {}
+    for name, tensor in state.items():
+        mask, width = masks.get(name), bits.get(name, 8)
+        stored[name] = tensor.contiguous()
+        if mask is None and width == 8:
+            continue
+        layout[name] = {"shape": list(tensor.shape), "bits": width, "masked": mask is not None}
+        values = tensor.flatten()
+        if mask is not None:
+            values = values[mask.flatten()]
+            stored[f"{name}.mask"] = torch.from_numpy(np.packbits(mask.flatten().numpy()))
+        stored[name] = pack(values, width) if width < 8 else values
+    return stored, layout
+
+
+def decode(stored: dict[str, Tensor], layout: dict) -> dict[str, Tensor]:
+    """The inverse of `encode`."""
+    state = {name: tensor for name, tensor in stored.items() if name.removesuffix(".mask") not in layout}
+    for name, how in layout.items():
+        count, mask = int(np.prod(how["shape"])), None
+        if how["masked"]:
+            mask = torch.from_numpy(np.unpackbits(stored[f"{name}.mask"].numpy(), count=count)).bool()
+        kept = count if mask is None else int(mask.sum())
+        values = unpack(stored[name], how["bits"], kept) if how["bits"] < 8 else stored[name]
+        full = values if mask is None else torch.zeros(count, dtype=values.dtype).masked_scatter(mask, values)
+        state[name] = full.reshape(how["shape"])
+    return state
+
+
+def file_facts(path: Path) -> dict:
+    """{"bytes", "blake2b"} of a file."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return {"bytes": path.stat().st_size, "blake2b": found}
+
+
+def verify(folder: Path) -> None:
+    """Raise ValueError unless every data file named by `package.json` is there, whole and unchanged.
+
+    The graphs in `openvino/` may be left out of a copy. Code is not covered: it cannot vouch for itself.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ValueError(f"{path}: not found; expected a package")
+    manifest = json.loads(path.read_text())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{path}: format {manifest['format']}, this code reads format {FORMAT}")
+    for name, expected in manifest["files"].items():
+        if name.startswith("openvino/") and not (folder / "openvino").exists():
+            continue
+        if not (folder / name).exists():
+            raise ValueError(f"{folder / name}: missing, expected {expected['bytes']} bytes")
+        found = file_facts(folder / name)
+        if found != expected:
+            raise ValueError(f"{folder / name}: expected {describe(expected)}, found {describe(found)}")
+
+
+def describe(facts: dict) -> str:
+    return f"{facts['bytes']} bytes with blake2b {facts['blake2b']}"

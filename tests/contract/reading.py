@@ -1,0 +1,25 @@
+"""The repository as text: what git holds, and what a file imports."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    """What git tracks or would track."""
+    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+    paths = [ROOT / line for line in listed.splitlines()]
+    return [p for p in paths if p.is_file() and (not suffixes or p.suffix in suffixes)]
+
+
+def imports(path: Path) -> set[tuple[int, str]]:
+    """(level, module) of every import of a file, those inside functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {(0, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.level, node.module or ""))
+    return found

@@ -1,0 +1,67 @@
+"""Who may import whom, and what no tracked file may name."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contract.reading import ROOT, imports, tracked
+
+HOME_OF = {"prefect": "flows/", "dvc": "flows/", "ray": "tasks/core/cluster.py"}
+NEVER = {"pickle", "dill", "joblib"}
+SHIPPED = {"torch", "numpy", "diffusers", "safetensors", *sys.stdlib_module_names}
+NOT_SHIPPED = {"graph.py"}  # tasks/runtime's writer of the OpenVINO form
+MACHINE_PATH = re.compile(r"(?<![\w.~$-])/(?:root|work|tmp|home/(?!\$)\w+|Users/\w+)/[\w.-]+")
+REGISTRY_HOST = re.compile(r"(?:pypi|pythonhosted|registry|artifactory|nexus|proxy)[\w-]*\.(?:org|com|io|net)"
+                           r"|download\.pytorch|/simple\b")
+
+
+def sources() -> list[Path]:
+    return [p for p in tracked(".py") if p.relative_to(ROOT).parts[0] in ("flows", "tasks", "benchmarks")]
+
+
+@pytest.mark.parametrize("library", HOME_OF)
+def test_each_framework_stays_in_its_room(library):
+    outside = [p for p in sources() if not p.relative_to(ROOT).as_posix().startswith(HOME_OF[library])
+               and any(level == 0 and module.split(".")[0] == library for level, module in imports(p))]
+    assert not outside
+
+
+def test_nothing_below_the_flows_imports_them():
+    assert not [p for p in sources() if p.relative_to(ROOT).parts[0] != "flows"
+                and any(module.split(".")[0] == "flows" for _, module in imports(p))]
+
+
+def test_nothing_is_unpickled():
+    assert not [p for p in sources() if NEVER.intersection(module.split(".")[0] for _, module in imports(p))]
+    loads = [call for p in sources() for call in re.findall(r"torch\.load\([^)]*\)", p.read_text())]
+    assert all("weights_only=True" in call for call in loads)
+
+
+def test_core_and_runtime_know_no_stage():
+    for path in (p for p in sources() if p.relative_to(ROOT).parts[:2] in (("tasks", "core"), ("tasks", "runtime"))):
+        rooms = {module.split(".")[1] for level, module in imports(path) if level == 0 and module.startswith("tasks.")}
+        assert rooms <= {"core", "runtime"}, path
+
+
+def test_what_a_package_ships_needs_no_diffpress():
+    for path in (p for p in sources() if p.parent == ROOT / "tasks/runtime" and p.name not in NOT_SHIPPED):
+        foreign = {module for level, module in imports(path) if level > 1 or level == 0 and module.split(".")[0] not in SHIPPED}
+        assert not foreign, path
+
+
+def test_there_is_no_room_without_a_name():
+    assert not [p for p in tracked(".py") if p.stem in {"utils", "util", "helpers", "misc", "common"}]
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, REGISTRY_HOST], ids=["machine path", "registry host"])
+def test_no_tracked_file_names(pattern):
+    text = [p for p in tracked() if p.stat().st_size < 1_000_000 and p != Path(__file__)]
+    found = [(str(p.relative_to(ROOT)), hit.group()) for p in text for hit in pattern.finditer(p.read_text(errors="replace"))]
+    assert not found
+
+
+def test_the_patterns_see_what_they_are_for():
+    assert MACHINE_PATH.search("open('/root/.cache')") and not MACHINE_PATH.search("https://a.b/work/x $HOME/root")
+    assert REGISTRY_HOST.search("--index-url https://pypi.org/simple")

@@ -1,0 +1,88 @@
+"""Workers that die, hang or raise under `Cluster.map` over a real Ray of this machine: the results are the serial ones."""
+
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tasks.core.cluster import Cluster, ClusterParams
+from tasks.core.serial import Failed
+from tests.faults.jobs import (
+    make_deadly,
+    make_hung_once,
+    make_killed_once,
+    make_nothing,
+    make_product,
+    make_reciprocal,
+    make_uneven,
+)
+
+SERIAL = ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_worker=0.0, max_attempts=2, max_object_mb=64,
+                       storage_uri=None, connect_timeout_s=20.0, start_timeout_s=120.0)
+
+PARALLEL = Cluster(replace(SERIAL, workers=2))  # one for all: its warm workers hold the CPUs
+
+
+def told_and_asked(cluster: Cluster, make) -> list[int]:
+    """Ask and tell: each item is made from the results so far."""
+    told = []
+
+    def ask():
+        for k in range(12):
+            yield k + 10 * len(told) + sum(told) % 7
+
+    for result in cluster.map(make, ask(), "t", lookahead=3):
+        told.append(result)
+    return told
+
+
+def test_workers_compute_what_this_process_does():
+    assert list(PARALLEL.map(make_product, range(8), "t")) == list(Cluster(SERIAL).map(make_product, range(8), "t"))
+
+
+def test_asking_from_results_does_not_depend_on_timing():
+    assert told_and_asked(PARALLEL, make_uneven) == told_and_asked(Cluster(SERIAL), make_uneven)
+
+
+def test_what_an_item_raises_is_its_result():
+    assert list(PARALLEL.map(make_reciprocal, [1, 0, 2], "t")) == [1.0, Failed("ZeroDivisionError: division by zero"), 0.5]
+
+
+def test_what_make_raises_is_raised():
+    with pytest.raises(ValueError, match="teacher: not found"):
+        list(PARALLEL.map(make_nothing, [1], "t"))
+
+
+def test_killed_worker_is_replaced_and_its_item_asked_again(tmp_path, capsys):
+    results = list(PARALLEL.map(functools.partial(make_killed_once, tmp_path), range(8), "t"))
+    assert results == [x * x for x in range(8)]
+    assert "the worker of item 3 died (ActorDiedError), 1 of 2 times" in capsys.readouterr().out
+
+
+def test_item_that_kills_every_worker_fails_alone():
+    assert list(PARALLEL.map(make_deadly, range(4), "t")) == [0, Failed("the worker of item 1 died (ActorDiedError), 2 times"), 2, 3]
+
+
+def test_hung_item_is_killed_and_asked_again(tmp_path, capsys):
+    results = list(PARALLEL.map(functools.partial(make_hung_once, tmp_path), range(6), "t", timeout_s=1.0))
+    assert results == [x * x for x in range(6)]
+    assert "the worker of item 2 hung, 1 of 2 times" in capsys.readouterr().out
+
+
+def test_an_abandoned_map_frees_its_workers():
+    results = PARALLEL.map(make_uneven, range(100), "t")
+    assert next(results) == 0
+    results.close()
+    assert list(PARALLEL.map(make_uneven, range(3), "t")) == [0, 1, 2]
+
+
+def test_nothing_but_results_on_the_screen():
+    code = ("from tests.faults.test_cluster_faults import *; results = PARALLEL.map(make_uneven, iter(range(9)), 't')\n"
+            "print([next(results) for _ in range(3)])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": "."})
+    assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")

@@ -1,0 +1,265 @@
+"""The flow's machinery on a toy pipeline: streaming, time limits, failures in one line, what is put back, what is fresh."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from flows import compress, freshness, nightly, stages
+from flows.child import run_child
+from flows.screen import SHOWN, Screen
+
+BAR = "fid [######------------------] 25/100  5.1/s  ETA 0:15"
+
+PIPELINE = """
+stages:
+  one:
+    cmd: python one.py
+    deps: [one.py]
+    outs: [artifacts/one]
+    metrics: [{reports/one.json: {cache: false}}]
+  two:
+    cmd: python two.py
+    deps: [artifacts/one, two.py]
+    outs: [artifacts/two]
+  three:
+    cmd: python three.py
+    deps: [artifacts/two, three.py]
+    outs: [artifacts/three]
+"""
+WRITES = """
+import json, pathlib
+for name in ("artifacts/{0}", "reports"):
+    pathlib.Path(name).mkdir(parents=True, exist_ok=True)
+pathlib.Path("artifacts/{0}/x").write_text("{1}")
+pathlib.Path("reports/{0}.json").write_text(json.dumps({{"a": {{"b": {1}}}}}))
+print("wrote {1}")
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A repository with three stages; Prefect's server is not needed, so what a stage publishes is only recorded."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.py").write_text(WRITES.format(name, 1))
+    published = []
+    monkeypatch.setattr(stages, "publish", published.append)
+    with disable_run_logger():
+        yield published
+
+
+def run(stage, timeout_s=60.0):
+    return stages.run_stage.fn(stage, timeout_s)
+
+
+# ---- the child
+
+def test_every_line_arrives_while_the_child_still_runs():
+    seen = []
+    code = "import time; print('first', flush=True); time.sleep(0.4); print('second')"
+    assert run_child([sys.executable, "-c", code], lambda line: seen.append((line, time.monotonic())), 20) == 0
+    (first, early), (second, late) = seen
+    assert (first, second) == ("first", "second") and late - early > 0.2
+
+
+def test_time_limit_ends_the_whole_group(tmp_path):
+    """The grandchild ignores SIGTERM and holds the pipe open: what a blocked read would wait for, for ever."""
+    pid = tmp_path / "pid"
+    grandchild = ("import os, signal, time; signal.signal(15, signal.SIG_IGN)\n"
+                  f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {grandchild!r}]); time.sleep(60)"
+    started = time.monotonic()
+    assert run_child([sys.executable, "-c", code], print, timeout_s=2.0, grace_s=0.5) is None
+    assert time.monotonic() - started < 10
+    assert ended(int(pid.read_text()))
+
+
+def ended(pid: int) -> bool:
+    """Gone, or a zombie that its new parent has yet to collect."""
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_interruption_ends_the_child(monkeypatch):
+    started = []
+    original = subprocess.Popen.wait
+
+    def interrupted(self, timeout=None):
+        if not started:
+            started.append(self)
+            raise KeyboardInterrupt
+        return original(self, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_child([sys.executable, "-c", "import time; time.sleep(60)"], print, 60, grace_s=1)
+    assert started[0].poll() is not None
+
+
+# ---- the screen
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def record(line, **extra):
+    return logging.makeLogRecord({"msg": line, "levelno": logging.INFO, **extra})
+
+
+def test_bars_move_in_place_on_a_terminal_only():
+    lines = ["wrote 1", BAR, BAR.replace("25/", "26/"), "done"]
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        screen = Screen(stream)
+        for line in lines:
+            screen.emit(record(line, **{SHOWN: True}))
+    assert file.getvalue() == "".join(f"{line}\n" for line in lines)
+    assert terminal.getvalue() == f"wrote 1\n\r\x1b[K{BAR}\r\x1b[K{BAR.replace('25/', '26/')}\r\x1b[Kdone\n"
+
+
+def test_framework_messages_are_not_shown():
+    stream = io.StringIO()
+    Screen(stream).emit(record("Finished in state Completed()"))
+    assert stream.getvalue() == ""
+
+
+def test_bars_are_recognised_as_progress_writes_them():
+    from flows.screen import is_progress
+    from tasks.core.progress import format_line
+    assert is_progress(format_line("fid: dense", 3, 10, 2.0)) and not is_progress("kept [3] of 4/5")
+
+
+# ---- a stage
+
+def test_a_stage_runs_then_is_fresh(toy):
+    assert freshness.dag() == {"one": (), "two": ("one",), "three": ("two",)}
+    assert freshness.to_run(freshness.dag()) == {"one", "two", "three"}
+    assert run("one").name == "Completed"
+    assert toy == ["one"]
+    assert freshness.to_run({"one": ()}) == set()
+    assert run("one").name == "Cached"
+
+
+def test_only_what_a_change_can_reach_is_run(toy, tmp_path):
+    assert all(run(stage).is_completed() for stage in ("one", "two", "three"))
+    assert freshness.to_run(freshness.dag()) == set()
+    (tmp_path / "two.py").write_text(WRITES.format("two", 2))
+    assert freshness.to_run(freshness.dag()) == {"two", "three"}
+    assert freshness.to_run(freshness.dag("one")) == set()
+
+
+def test_an_unknown_last_stage_is_named(toy):
+    with pytest.raises(ValueError, match="until: 'four' is not one of one, two, three"):
+        freshness.dag("four")
+
+
+def test_failure_is_the_stages_last_word_and_its_results_come_back(toy, tmp_path):
+    assert run("one").is_completed()
+    complaint = "params.yaml: one.x: 5 is not between 0 and 1"
+    (tmp_path / "one.py").write_text(f"import sys; print('so far'); sys.exit('error: {complaint}')")
+    state = run("one")
+    assert state.is_failed() and state.message == f"one: {complaint}"
+    assert (tmp_path / "artifacts/one/x").read_text() == "1"
+    assert (tmp_path / "reports/one.json").read_text() == '{"a": {"b": 1}}'
+
+
+def test_a_missing_dependency_is_named(toy):
+    state = run("two")
+    assert state.is_failed() and "artifacts/one" in state.message and "\n" not in state.message
+
+
+def test_a_stage_that_a_signal_ended_is_worth_another_try(toy, tmp_path):
+    (tmp_path / "one.py").write_text("import os; print('step 3', flush=True); os.kill(os.getpid(), 9)")
+    state = run("one")
+    assert state.name == stages.KILLED and "step 3" in state.message
+    assert stages.worth_another_try(None, None, state)
+
+
+def test_a_stage_over_its_time_is_stopped_and_not_tried_again(toy, tmp_path):
+    (tmp_path / "one.py").write_text("import time; time.sleep(60)")
+    started = time.monotonic()
+    state = run("one", timeout_s=6)
+    assert state.name == "TimedOut" and time.monotonic() - started < 30
+    assert not stages.worth_another_try(None, None, state)
+
+
+def test_numbers_become_rows():
+    assert stages.rows({"a": {"b": 1, "c": 2.5}, "d": None}) == [
+        {"number": "a.b", "value": 1}, {"number": "a.c", "value": 2.5}, {"number": "d", "value": None}]
+
+
+# ---- the preflight, and the night
+
+def test_scale_changes_one_line_of_params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "goal:\n  scale: no  # not this one\nscale: quick              # quick | full\n"
+    (tmp_path / "params.yaml").write_text(text)
+    compress.set_scale("full")
+    assert (tmp_path / "params.yaml").read_text() == text.replace("scale: quick", "scale: full")
+    with pytest.raises(ValueError, match="did you mean full"):
+        compress.set_scale("ful")
+
+
+def test_a_users_mistake_is_one_line_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("goal: {}\nscale: quik\n")
+    assert compress.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: params.yaml") and error.count("\n") == 1
+
+
+def test_the_second_run_waits_for_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    monkeypatch.setattr(compress, "say", said.append)
+    (tmp_path / "runs").mkdir()
+    code = ("import fcntl, time; lock = open('runs/run.lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX)\n"
+            "print('held', flush=True); time.sleep(1)")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with compress.one_at_a_time():
+            assert len(said) == 1 and "waiting" in said[0]
+            assert first.wait(10) == 0
+
+
+def test_a_closed_gate_says_why():
+    good = {"met": True}
+    assert nightly.gates(good, {"compressed": {}}) == []
+    assert len(nightly.gates({"met": False}, {})) == 2
+
+
+def test_promotion_is_whole_and_happens_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "artifacts/package"
+    (package / "compressed").mkdir(parents=True)
+    (package / "compressed/recipe.json").write_text("{}")
+    (package / "manifest.json").write_text("{}")
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/fid.json").write_text("{}")
+    first = nightly.promote(package, tmp_path / "promoted")
+    again = nightly.promote(package, tmp_path / "promoted")
+    assert first == again and (tmp_path / "promoted/current").resolve() == first
+    assert sorted(p.name for p in first.iterdir()) == ["recipe.json", "report_fid.json"]
+    (package / "manifest.json").write_text('{"files": {}}')
+    newer = nightly.promote(package, tmp_path / "promoted")
+    assert newer != first and first.exists() and (tmp_path / "promoted/current").resolve() == newer

@@ -1,0 +1,86 @@
+"""Claims on made-up committed files: each holds, falls short, and is not measured where its file is missing."""
+
+import csv
+import json
+
+import pytest
+
+from benchmarks.claims import CLAIMS, GROUPS, at_least, at_most, main, table
+from benchmarks.spine.measure import COLUMNS
+
+GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", "make_run_s"): 460,
+        ("first", "make_run_again_s"): 15, ("first", "noop_repro_s"): 2,
+        ("first", "clean_after_noop"): 1, ("first", "checkout_restores"): 1,
+        ("distill", "same_outs"): 1, ("profile", "same_outs"): 0, ("evolve", "same_outs"): 1}
+
+
+def repository(root, spine=GOOD, accuracy=0.96, samples="fid_1k", teacher_mb=4.5):
+    (root / "reports").mkdir()
+    (root / "benchmarks" / "spine").mkdir(parents=True)
+    teacher = root / "tasks" / "pretrain_load" / "teachers" / "dit"
+    teacher.mkdir(parents=True)
+    (teacher / "model.safetensors").write_bytes(bytes(int(teacher_mb * 1e6)))
+    (root / "reports" / "pretrain_load.json").write_text(json.dumps({"class_accuracy": accuracy, samples: 5.4}))
+    (root / "reports" / "report.json").write_text(json.dumps({"met": False, "beats_dull_best": False}))
+    with (root / "benchmarks" / "spine" / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({"machine": "m", "variant": variant, "seed": 0, "metric": metric, "value": value, "protocol": "p"}
+                         for (variant, metric), value in spine.items())
+    return root
+
+
+def words(root):
+    return {c.id.removeprefix("spine."): c.check(root).word for c in CLAIMS if c.group == "spine"}
+
+
+def test_all_hold_where_all_is_good_though_the_goal_is_not_met(tmp_path):
+    assert set(words(repository(tmp_path)).values()) == {"holds"}
+
+
+def test_nothing_is_measured_in_an_empty_repository(tmp_path):
+    assert set(words(tmp_path).values()) == {"not measured"}
+
+
+@pytest.mark.parametrize("change, claim", [
+    ({"accuracy": 0.949}, "teacher_class_accuracy"),
+    ({"teacher_mb": 5.1}, "teacher_file_size"),
+    ({"spine": GOOD | {("second", "make_run_s"): 481}}, "make_run"),
+    ({"spine": GOOD | {("first", "make_run_again_s"): 21}}, "second_make_run"),
+    ({"spine": GOOD | {("first", "noop_repro_s"): 3.1}}, "noop_repro"),
+    ({"spine": GOOD | {("first", "make_test_s"): 601}}, "make_test"),
+    ({"spine": GOOD | {("evolve", "same_outs"): 0}}, "same_hashes"),
+    ({"spine": GOOD | {("first", "checkout_restores"): 0}}, "checkout_restores"),
+    ({"spine": GOOD | {("first", "clean_after_noop"): 0}}, "clean_after_noop"),
+])
+def test_one_bad_number_fells_its_claim_alone(tmp_path, change, claim):
+    assert [name for name, word in words(repository(tmp_path, **change)).items() if word != "holds"] == [claim]
+
+
+def test_an_accuracy_of_too_few_samples_does_not_count(tmp_path):
+    assert words(repository(tmp_path, samples="fid_250"))["teacher_class_accuracy"] == "not measured"
+
+
+def test_the_worst_of_several_machines_decides():
+    assert at_most(3, [2.0, 4.0], " s").holds is False
+    assert at_least(1, [1.0, 0.0]).measured == "0"
+    assert at_most(3, []).holds is None
+
+
+def test_ids_are_unique_and_groups_known():
+    assert len({c.id for c in CLAIMS}) == len(CLAIMS)
+    assert {c.group for c in CLAIMS} <= set(GROUPS)
+
+
+def test_the_exit_status_tells_a_shortfall(tmp_path, capsys):
+    root = repository(tmp_path, accuracy=0.5)
+    assert main(["--only", "spine"], root) == 1
+    assert "spine.teacher_class_accuracy  >= 0.95" in capsys.readouterr().out
+    assert main(["--only", "models"], root) == 0
+
+
+def test_the_table_says_what_falls_short(tmp_path):
+    text, good = table(CLAIMS, repository(tmp_path, spine=GOOD | {("evolve", "same_outs"): 0}))
+    assert not good
+    line = next(line for line in text.splitlines() if "same_hashes" in line)
+    assert "1 of 2: not evolve" in line and line.endswith("falls short")

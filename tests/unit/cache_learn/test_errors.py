@@ -1,0 +1,100 @@
+"""The table of reuse errors: by hand on a toy, and its interpolation to other timestep lists."""
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.cache_learn.errors import empty_errors, grid_position, interpolate_errors, measure_errors
+from tasks.cache_learn.hooks import record, replaced, rewrite
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, network, trajectory
+from tests.unit.cache_learn.toy import Constant, Scale, names, toy
+
+GRID = (999, 749, 499, 249)
+
+
+def measured(denoiser, max_gap=2, errors=None, **kwargs):
+    errors = empty_errors(len(names(denoiser)), len(GRID)) if errors is None else errors
+    noise = initial_noise(denoiser.sample_shape, range(3), seed=0)
+    return measure_errors(denoiser, names(denoiser), GRID, noise, None, max_gap, errors, **kwargs)
+
+
+def test_errors_by_hand():
+    """h = x + c; out = h + w h. Reusing w h of another step errs by w (x_from - x_to); the constant errs by nothing."""
+    denoiser = toy(Constant(), Scale(0.5))
+    errors = measured(denoiser)
+    noise = initial_noise(denoiser.sample_shape, range(3), seed=0)
+    x = [x.double() for _, x, _ in trajectory(network(denoiser), denoiser.schedule, Recipe(timesteps=GRID), noise, None)]
+    for start, to in [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3)]:
+        assert errors[0, start, to] == 0
+        assert errors[1, start, to] == pytest.approx(0.25 * (x[start] - x[to]).square().mean().item(), rel=1e-5)
+    assert np.isnan(errors[:, 0, 3]).all() and np.isnan(errors[:, 2, 1]).all()
+    assert (errors[:, range(4), range(4)] == 0).all()
+
+
+def test_a_table_cut_short_is_completed_to_the_same_bytes():
+    denoiser = toy(Scale(0.5), Scale(-0.2))
+    columns = []
+    whole = measured(denoiser, keep=lambda errors: columns.append(errors.copy()))
+    assert len(columns) == 3
+    left = []
+    resumed = measured(denoiser, errors=columns[0], keep=lambda errors: left.append(1))
+    assert len(left) == 2, "the finished column is not measured again"
+    assert resumed.tobytes() == whole.tobytes()
+
+
+def test_measuring_leaves_the_model_as_it_was():
+    denoiser, x = toy(Scale(0.5), Constant()), torch.ones(1, 1, 4, 4)
+    before = denoiser(x, None)
+    measured(denoiser)
+    assert torch.equal(denoiser(x, None), before)
+    assert not any(m._forward_hooks for m in denoiser.model.modules())
+
+
+def test_hooks_change_exactly_what_they_say():
+    model, x = toy(Scale(1.0), Scale(2.0)).model, torch.ones(1)
+    with record(model, ["parts.0", "parts.1"]) as outputs:
+        assert model(x).item() == 6  # 1 + 1 = 2, 2 + 4 = 6
+    assert [o.item() for o in outputs] == [1, 4]
+    with replaced(model, "parts.0", torch.tensor([4.0])):
+        assert model(x).item() == 15  # 1 + 4 = 5, 5 + 10 = 15
+    with rewrite(model, ["parts.0", "parts.1"], lambda i, out: out * i):
+        assert model(x).item() == 3  # 1 + 0 = 1, 1 + 2 = 3
+    with pytest.raises(RuntimeError), rewrite(model, ["parts.0"], lambda i, out: out):
+        raise RuntimeError
+    assert model(x).item() == 6
+
+
+def linear_table(slopes, grid=6, max_gap=3):
+    """sqrt(E[s, from, to]) = slope_s (1 + to) gap."""
+    start, to = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    gap = to - start
+    roots = np.asarray(slopes)[:, None, None] * ((1 + to) * gap)
+    return np.where((gap >= 0) & (gap <= max_gap), roots**2, np.nan)
+
+
+GRID_6 = (1000, 800, 600, 400, 200, 0)
+
+
+def test_interpolation_gives_back_the_grid():
+    errors = linear_table([1.0, 2.0])
+    costs = interpolate_errors(errors, GRID_6, GRID_6)
+    known = ~np.isnan(errors)
+    np.testing.assert_allclose(costs[known], errors[known])
+    assert np.isinf(costs[~known]).all()
+
+
+def test_interpolation_between_and_beyond_the_grid():
+    """1000, 500, 300 and -100 lie at 0, 2.5, 3.5 and 5.5; the last is beyond the grid: gap continued, row of its end."""
+    costs = interpolate_errors(linear_table([1.0]), GRID_6, (1000, 500, 300, -100))[0]
+    assert costs[0, 1] == pytest.approx(((6 + 12 + 8 + 12) / 4) ** 2)  # of to = 2 no gap 3 is known: to = 3 stands in
+    assert costs[1, 2] == pytest.approx((4.5 * 1.0) ** 2)
+    assert costs[2, 3] == pytest.approx((6.0 * 2.0) ** 2)
+    assert costs[1, 3] == pytest.approx((6.0 * 3.0) ** 2)
+    assert np.isinf(costs[0, 2]), "a gap of 3.5 was never measured"
+    assert np.isinf(costs[1, 0]), "nothing is reused from the future"
+    assert (np.diag(costs) == 0).all()
+
+
+def test_grid_position_continues_beyond_both_ends():
+    np.testing.assert_allclose(grid_position((900, 600, 200), [1200, 900, 750, 600, 400, 200, 0]), [-1, 0, 0.5, 1, 1.5, 2, 2.5])

@@ -1,0 +1,95 @@
+"""The stage on a tiny random DiT: what it writes, that it writes the same bytes twice, and what it refuses."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.cache_learn import stage
+from tasks.cache_learn.errors import interpolate_errors
+from tasks.core.artifacts import Inputs
+from tasks.core.denoiser import build, save
+from tasks.core.recipe import CachePlan
+from tests.unit.cache_learn.toy import CONFIG
+
+DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out_channels": 1, "num_layers": 2,
+       "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_type": "ada_norm_zero",
+       "norm_elementwise_affine": False}
+ROUTER = {"steps": 4, "batch": 2, "lr": 0.3, "lam": 1e-4, "reduction": "mean", "theta": 0.1, "label_dropout": 0.1}
+PARAMS = {"base_steps": 6, "spacing": "uniform", "solver": "ddim", "grid": 4, "error_samples": 2, "max_gap": 2, "budget": 0.3,
+          "max_masks": 3, "validation": 2, "seed": 0}
+
+
+def params(**changed) -> stage.Params:
+    router = {**ROUTER, **changed.pop("router", {})}
+    return stage.Params(**{**PARAMS, **changed}, router=stage.RouterParams(**router))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save(build("DiTTransformer2DModel", DIT, CONFIG), root / "teacher")
+    np.save(root / "train.npy", rng.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8))
+    np.save(root / "train_labels.npy", np.arange(12) % 3)
+    return {"data": root, "pretrain_load": root}
+
+
+@pytest.fixture
+def run(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # checkpoints live under the working directory
+
+    def run(name="out", **changed):
+        out = tmp_path / name
+        out.mkdir()
+        return stage.run(params(**changed), Inputs(folders, key=name.ljust(16, "_")), out), out
+
+    return run
+
+
+def test_what_it_writes_agrees_with_itself(run):
+    report, out = run()
+    errors, grid = np.load(out / "errors.npy"), json.loads((out / "grid.json").read_text())
+    assert errors.shape == (4, 4, 4) and len(grid["timesteps"]) == 4 and len(grid["sublayers"]) == 4
+    plan = json.loads((out / "plan.json").read_text())
+    timesteps = plan.pop("timesteps")
+    assert interpolate_errors(errors, grid["timesteps"], timesteps).shape == (4, 6, 6)
+    shipped = CachePlan(sublayers=tuple(plan["sublayers"]), compute=tuple(map(tuple, plan["compute"])))
+    chosen = report.numbers["plans"][report.numbers["chosen"]]
+    assert shipped.removed_share == chosen["removed_share"] >= 0.3 and len(shipped.masks) == chosen["masks"] <= 3
+    other = report.numbers["plans"]["router" if report.numbers["chosen"] == "errors" else "errors"]
+    assert chosen["rollout_mse_median"] <= other["rollout_mse_median"]
+    with open(out / "router.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [1] * 4 + [3] * 4 + [5] * 4
+    assert all(0 < float(r["beta"]) < 1 for r in rows)
+    assert {int(r["timestep"]) for r in rows} == {timesteps[i] for i in (1, 3, 5)}
+
+
+def test_the_same_bytes_twice(run):
+    (first, a), (second, b) = run("a"), run("b")
+    assert first == second
+    assert {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
+
+
+def test_no_budget_removes_nothing_and_costs_nothing(run):
+    report, _ = run(budget=0.0)
+    for name in ("errors", "router", "uniform_interval", "time_threshold"):
+        nothing = {"removed_share": 0.0, "masks": 1, "rollout_mse_mean": 0.0, "rollout_mse_median": 0.0}
+        assert report.numbers["plans"][name] == nothing
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"budget": 1.0}, "budget: 1.0 is not between 0 and 0.95"),
+    ({"max_gap": 4}, "max_gap: 4 is not between 1 and 3"),
+    ({"base_steps": 1}, "base_steps: 1"),
+    ({"spacing": "cosine"}, "spacing: 'cosine'"),
+    ({"router": {"reduction": "max"}}, "router.reduction: 'max'"),
+    ({"router": {"theta": 2.0}}, "router.theta: 2.0"),
+])
+def test_params_out_of_range_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        params(**changed)

@@ -1,0 +1,80 @@
+"""The stage, from files to files: a labelled DiT, and a UNet without labels."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tasks.core.artifacts import Inputs
+from tasks.core.denoiser import Denoiser, build, load, save
+from tasks.distill import stage
+from tasks.mask_search.masks import nm_masks, unit_masks
+from tasks.runtime.masks import hidden_units
+
+PARAMS = stage.Params(steps=4, batch=4, lr=1e-3, warmup=1, weight_decay=0.01, ema_decay=0.9, sr_ste=2e-4, lam=0.1,
+                      bank_share=0.5, label_dropout=0.1, bf16=True, log_every=2, seed=0, holdout=8)
+
+
+def tiny(kind: str) -> Denoiser:
+    torch.manual_seed(0)
+    if kind == "dit":
+        return build("DiTTransformer2DModel", {
+            "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 1,
+            "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_elementwise_affine": False,
+            "norm_type": "ada_norm_zero"}, {"num_train_timesteps": 50})
+    return build("UNet2DModel", {
+        "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8],
+        "norm_num_groups": 4, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"],
+        "num_class_embeds": 3 if kind == "labelled unet" else None}, {"num_train_timesteps": 50})
+
+
+def artifacts(folder: Path, denoiser: Denoiser) -> Inputs:
+    folders = {name: folder / name for name in stage.INPUTS}
+    for path in folders.values():
+        path.mkdir(parents=True)
+    save(denoiser, folders["pretrain_load"] / "teacher")
+    rng = np.random.default_rng(0)
+    for stage_name, name in (("data", "train"), ("data", "holdout"), ("pretrain_load", "bank")):
+        np.save(folders[stage_name] / f"{name}.npy", rng.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8))
+        if denoiser.num_classes:
+            np.save(folders[stage_name] / f"{name}_labels.npy", np.arange(12) % 3)
+    layers = {n: layer for n, layer in denoiser.prunable_layers().items() if ".ff." in n or ".resnets." in n}
+    masks = {"2:4": nm_masks(layers, 2, 4)[0],
+             "unit": unit_masks(denoiser.model, {units.block: 0.5 for units in hidden_units(denoiser.model)})}
+    save_file({f"{grain}/{name}": mask.to(torch.uint8) for grain, found in masks.items() for name, mask in found.items()},
+              folders["mask_search"] / "masks.safetensors")
+    return Inputs(folders, key="k" * 16)
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet", "labelled unet"])
+def test_run_writes_two_students_that_load(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = artifacts(tmp_path, tiny(kind))
+    report = stage.run(PARAMS, inputs, tmp_path).numbers
+    model = load(inputs["pretrain_load"] / "teacher").model
+    assert set(report) == {"2:4", "unit"}
+    for grain, name in (("2:4", "2_4"), ("unit", "unit")):
+        student, masks = (load_file(tmp_path / f"{part}_{name}.safetensors") for part in ("student", "masks"))
+        model.load_state_dict(student)
+        for key, mask in masks.items():
+            assert mask.dtype == torch.uint8 and (student[key][mask == 0] == 0).all()
+        assert report[grain]["density"] == 0.5
+        assert all(report[grain][key] > 0 for key in ("error_before", "error_after", "macs_share"))
+    rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
+    assert [(row["grain"], row["step"]) for row in rows] == [("2:4", "2"), ("2:4", "4"), ("unit", "2"), ("unit", "4")]
+    assert {row["flip_rate"] for row in rows if row["grain"] == "unit"} == {"0.0"}
+
+
+def test_masks_without_the_grain_are_an_error_with_the_path(tmp_path):
+    save_file({"2:4/a.weight": torch.ones(1, dtype=torch.uint8)}, tmp_path / "masks.safetensors")
+    with pytest.raises(ValueError, match=r"masks.safetensors: holds no masks of grain 'unit'"):
+        stage.read_masks(tmp_path, "unit")
+
+
+def test_params_name_key_value_and_bound():
+    with pytest.raises(ValueError, match=r"distill.holdout: 0 is not between 1 and"):
+        replace(PARAMS, holdout=0)

@@ -1,0 +1,92 @@
+"""Candidates: lists stay lists, repair ends within the bound, operators keep what both parents share."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.core.recipe import Recipe
+from tasks.evolve.space import Candidate, Space, cross_timesteps, mutate_timesteps, resize, sample_timesteps
+
+BITS = {"w4": 4, "w6": 6, "w8": 8}
+
+
+def recipe_of(c: Candidate) -> Recipe:
+    return Recipe(timesteps=c.timesteps, solver=c.solver, precision={f"l{i}": f"{g}a8" for i, g in enumerate(c.genes)})
+
+
+def cost_of(recipe: Recipe) -> float:
+    return recipe.nfe * sum(int(token[1]) for token in recipe.precision.values())
+
+
+SPACE = Space(horizon=1000, steps=(4, 12), menus=(tuple(BITS),) * 6, cache=(0.0, 0.5), solvers=("ddim", "dpm2m"),
+              recipe=recipe_of, recipe_cost=cost_of, bound=200.0)
+
+
+def is_list(timesteps: tuple[int, ...], horizon: int = 1000) -> bool:
+    return all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False)) and timesteps[-1] >= 0 and timesteps[0] < horizon
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from(["quadratic", "uniform", "free"]))
+def test_timestep_lists_stay_strictly_decreasing(seed, steps, grouping):
+    rng = np.random.default_rng(seed)
+    a, b = sample_timesteps(1000, steps, grouping, rng), sample_timesteps(1000, 7, grouping, rng)
+    mutant = mutate_timesteps(a, 1000, (1, 40), 0.5, rng)
+    child = cross_timesteps(a, b, rng)
+    assert len(a) == steps and is_list(a) and is_list(mutant) and is_list(child)
+    assert abs(len(mutant) - steps) <= 1 and len(child) in (steps, 7)
+
+
+def test_quadratic_groups_hold_one_timestep_each():
+    drawn = sample_timesteps(1000, 10, "quadratic", np.random.default_rng(0))
+    assert [int(np.sqrt(t / 1000) * 10) for t in drawn] == list(range(9, -1, -1))
+
+
+def test_resize_keeps_the_course():
+    assert resize((999, 749, 499, 249), 4) == (999, 749, 499, 249)
+    assert resize((999, 749, 499, 249), 2) == (999, 499)
+    assert resize((900, 600, 300), 6) == (900, 750, 600, 450, 300, 150)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_whatever_is_made_is_within_the_bound(seed):
+    rng = np.random.default_rng(seed)
+    a, b = SPACE.sample(rng), SPACE.sample(rng)
+    for made in (a, b, SPACE.mutate(a, 0.3, rng), SPACE.crossover(a, b, rng)):
+        assert SPACE.cost(made) <= 200 and 4 <= len(made.timesteps) <= 12 and is_list(made.timesteps)
+
+
+def test_repair_leaves_what_is_within_the_bound_alone():
+    fine = Candidate((900, 500, 200, 10), ("w8",) * 6, 0.0, "ddim")
+    assert SPACE.repair(fine, np.random.default_rng(0)) is fine
+
+
+def test_repair_drops_to_the_cheapest_at_the_tightest_bound():
+    tight = replace(SPACE, bound=4 * 6 * 4)
+    repaired = tight.repair(Candidate(tuple(range(110, -10, -10)), ("w8",) * 6, 0.0, "ddim"), np.random.default_rng(0))
+    assert len(repaired.timesteps) == 4 and set(repaired.genes) == {"w4"} and repaired.timesteps[0] == 110
+
+
+def test_a_fixed_list_is_never_changed():
+    base = (900, 600, 300)
+    fixed = replace(SPACE, timesteps=base, bound=float("inf"))
+    rng = np.random.default_rng(0)
+    a, b = fixed.sample(rng), fixed.sample(rng)
+    assert all(c.timesteps == base for c in (a, fixed.mutate(a, 1.0, rng), fixed.crossover(a, b, rng)))
+
+
+def test_crossover_takes_every_gene_from_a_parent():
+    rng = np.random.default_rng(3)
+    free = replace(SPACE, bound=float("inf"))
+    a, b = (Candidate((900, 500, 100, 5), (g,) * 6, 0.0, "ddim") for g in ("w4", "w8"))
+    child = free.crossover(a, b, rng)
+    assert set(child.genes) == {"w4", "w8"} and child.timesteps == a.timesteps
+
+
+def test_unknown_grouping_is_named():
+    with pytest.raises(ValueError, match="grouping: 'quadratc'.*did you mean quadratic"):
+        replace(SPACE, grouping="quadratc")

@@ -1,0 +1,143 @@
+"""The stage on a whole tree of artifacts: one page that asks nobody, one text for the terminal, one table for machines."""
+
+import csv
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from tasks.core.artifacts import read_json, write_json
+from tasks.core.params import STAGES
+from tasks.report import stage
+from tasks.report.sections import cache
+from tests.unit.report.example import PARAMS, write_tree
+
+VOID = {"meta", "br", "img", "link", "input", "path", "use", "rect"}
+
+
+class Balanced(HTMLParser):
+    """Collects visible text; fails on a tag that closes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def report(tree, folder, **changes):
+    out = folder / "out"
+    out.mkdir()
+    return stage.run(replace(PARAMS, **changes), tree, out), out
+
+
+def parsed(out):
+    page = Balanced()
+    page.feed((out / "report.html").read_text())
+    assert page.open == []
+    return page
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The stage's folder, from the example as it is."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return report(write_tree(folder), folder)[1]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """The stage's inputs below the working directory, for a test to change; plots are not drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "all_plots", lambda *_: [])
+    return write_tree(tmp_path)
+
+
+def test_it_reads_every_stage_before_it():
+    assert (*stage.INPUTS, "report") == STAGES
+
+
+def test_the_page_is_whole_small_and_asks_nobody(out):
+    assert {p.name for p in out.iterdir()} == {"report.html", "results.csv", "summary.txt"}
+    text = (out / "report.html").read_text()
+    assert len(text) < 3e6
+    assert all(link.startswith(("data:image/png", "#")) for link in parsed(out).links)
+    assert "<script" not in text and "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", text))
+
+
+def test_the_page_has_its_parts_in_order(out):
+    text = (out / "report.html").read_text()
+    parts = ("Goal met", "Results", "The same seeds", "Quality against speed", "Layer cache", "Density and bits", "Training",
+             "Where the time went", "Protocol and machine", "How to reproduce")
+    found = [text.index(f"<h2>{part}" if i else part) for i, part in enumerate(parts)]
+    assert found == sorted(found)
+
+
+def test_the_first_line_says_when_dull_best_is_not_beaten(tree, tmp_path):
+    fid = read_json("reports/fid.json")
+    fid["compressed"]["loss_to_dull_best_upper95"] = 0.2
+    write_json("reports/fid.json", fid)
+    found, out = report(tree, tmp_path)
+    assert found.numbers["beats_dull_best"] is False and found.numbers["met"] is True
+    assert (out / "summary.txt").read_text().startswith("compressed does not beat dull_best at equal quality")
+    html = (out / "report.html").read_text()
+    assert html.index("No better than few steps") < html.index("goal met")
+
+
+def test_what_comes_from_files_is_escaped(tree, tmp_path):
+    timings = read_json("reports/benchmark.timings.json")
+    timings["machine"]["cpu"] = "<script>alert(1)</script>"
+    write_json("reports/benchmark.timings.json", timings)
+    _, out = report(tree, tmp_path)
+    assert "<script" not in (out / "report.html").read_text()
+    assert any("<script>" in word for word in parsed(out).words)
+
+
+def test_the_summary_fits_a_terminal_and_names_the_page(out):
+    text = (out / "summary.txt").read_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "artifacts/report/report.html" in text and "compressed" in text
+
+
+def test_results_are_one_number_a_line_with_its_protocol(out):
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["variant"], row["metric"]): row for row in rows}
+    assert len(found) == len(rows)
+    assert float(found["compressed", "fid_1k"]["value"]) == 5.5
+    assert "seed: 1" in found["compressed", "fid_1k"]["protocol"]
+    assert found["compressed", "openvino.b32.images_per_s"]["protocol"] == "Example CPU, 2 threads"
+
+
+def test_artifacts_from_a_cache_have_no_times(tree, tmp_path):
+    for path in tmp_path.glob("runs/*.json"):
+        path.unlink()
+    _, out = report(tree, tmp_path)
+    text = (out / "report.html").read_text()
+    assert "No stage has run here" in text and "git checkout" not in text
+
+
+def test_without_a_cache_in_compressed_the_plan_of_the_variant_is_shown(tree):
+    path = tree["package"] / "compressed" / "recipe.json"
+    write_json(path, read_json(path) | {"cache": None})
+    assert "The search chose no cache for compressed" in cache(tree["package"]).text
+
+
+def test_a_batch_that_was_not_timed_is_named(tree, tmp_path):
+    with pytest.raises(ValueError, match="report.batch: openvino 8 was not timed; benchmark timed openvino 1, openvino 32"):
+        report(tree, tmp_path, batch=8)

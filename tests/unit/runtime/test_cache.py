@@ -1,0 +1,203 @@
+"""Reuse of sublayer outputs, on arithmetic done by hand and on live diffusers models."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.core.denoiser import build
+from tasks.runtime.cache import ATTRIBUTE, apply_cache, remove_cache
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor, self.calls = factor, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.factor * x
+
+
+class Toy(nn.Module):
+    """x -> x + 2 x, then y -> y + 10 y: both sublayers add to a residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Scale(2.0), Scale(10.0)
+
+    def forward(self, x):
+        x = x + self.a(x)
+        return x + self.b(x)
+
+
+SCHEDULE = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "prediction_type": "v_prediction"}
+DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2,
+       "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_type": "ada_norm_zero",
+       "norm_elementwise_affine": False}
+UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8, 8],
+        "norm_num_groups": 4, "attention_head_dim": 4, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+
+
+@pytest.fixture(scope="module", params=["dit", "unet"])
+def denoiser(request):
+    torch.manual_seed(0)
+    made = build("DiTTransformer2DModel", DIT, SCHEDULE) if request.param == "dit" else build("UNet2DModel", UNET, SCHEDULE)
+    made.model.eval().requires_grad_(False)
+    return made
+
+
+def rollout(denoiser, handle=None, steps=3, batch=2, seed=0):
+    """Predictions at `steps` unrelated inputs."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(batch) % 3 if denoiser.num_classes else None
+    out = []
+    for step in range(steps):
+        if handle is not None:
+            handle.step = step
+        x = torch.randn(batch, *denoiser.sample_shape, generator=rng)
+        out.append(denoiser(x, torch.full((batch,), 900 - 300 * step), labels))
+    return torch.stack(out)
+
+
+def names(denoiser):
+    return [s.name for s in denoiser.sublayers()]
+
+
+def test_reuse_by_hand():
+    model = Toy()
+    handle = apply_cache(model, ["a", "b"], [[True, True], [False, True], [False, False], [True, False]])
+    seen = []
+    for step, x in enumerate([1.0, 2.0, 3.0, 4.0]):
+        handle.step = step
+        seen.append(model(torch.tensor([x])).item())
+    # step 0: a = 2, y = 3, b = 30 -> 33; step 1: a kept 2, y = 4, b = 40 -> 44
+    # step 2: a kept 2, y = 5, b kept 40 -> 45; step 3: a = 8, y = 12, b kept 40 -> 52
+    assert seen == [33.0, 44.0, 45.0, 52.0]
+    assert (model.a.calls, model.b.calls) == (2, 2), "skipped sublayers do no work"
+
+
+def test_computing_everything_is_bit_identical_and_touches_nothing(denoiser):
+    before = rollout(denoiser)
+    handle = apply_cache(denoiser.model, names(denoiser), [[True] * len(names(denoiser))] * 3)
+    assert torch.equal(rollout(denoiser, handle), before)
+    assert not any("forward" in vars(m) for m in denoiser.model.modules())
+    remove_cache(denoiser.model)
+
+
+def test_apply_apply_remove_leaves_no_trace(denoiser):
+    before, sublayers = rollout(denoiser), names(denoiser)
+    attributes = {name: set(vars(m)) for name, m in denoiser.model.named_modules()}
+    compute = [[True] * len(sublayers), *[[False] * len(sublayers)] * 2]
+    apply_cache(denoiser.model, sublayers, compute)
+    once = rollout(denoiser, getattr(denoiser.model, ATTRIBUTE))
+    twice = rollout(denoiser, apply_cache(denoiser.model, sublayers, compute))
+    assert torch.equal(once, twice) and not torch.equal(once, before)
+    remove_cache(denoiser.model)
+    remove_cache(denoiser.model)
+    assert {name: set(vars(m)) for name, m in denoiser.model.named_modules()} == attributes
+    assert torch.equal(rollout(denoiser), before)
+
+
+def test_state_dict_is_not_changed(denoiser):
+    keys = list(denoiser.model.state_dict())
+    sublayers = names(denoiser)
+    apply_cache(denoiser.model, sublayers, [[True] * len(sublayers), [False] * len(sublayers)])
+    assert list(denoiser.model.state_dict()) == keys
+    remove_cache(denoiser.model)
+
+
+def test_repeated_trajectories_and_other_batches_start_afresh(denoiser):
+    sublayers = names(denoiser)
+    handle = apply_cache(denoiser.model, sublayers, [[True] * len(sublayers), *[[False] * len(sublayers)] * 2])
+    first = rollout(denoiser, handle)
+    other = rollout(denoiser, handle, batch=3, seed=1)
+    assert torch.equal(rollout(denoiser, handle), first)
+    assert torch.equal(rollout(denoiser, handle, batch=3, seed=1), other)
+    remove_cache(denoiser.model)
+
+
+def test_guidance_halves_in_one_batch_are_cached_apart(denoiser):
+    """Conditional and unconditional rows of one batch give what each gives alone."""
+    if not denoiser.num_classes:
+        pytest.skip("unconditional")
+    sublayers, x, t = names(denoiser), torch.randn(2, *denoiser.sample_shape), torch.full((2,), 500)
+    labels, null = torch.tensor([0, 1]), torch.full((2,), denoiser.null_label)
+    handle = apply_cache(denoiser.model, sublayers, [[True] * len(sublayers), [False] * len(sublayers)])
+
+    def run(x, t, y):
+        for step in (0, 1):
+            handle.step = step
+            out = denoiser(x * (step + 1), t - step, y)
+        return out
+
+    both = run(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null]))
+    torch.testing.assert_close(both, torch.cat([run(x, t, labels), run(x, t, null)]))
+    remove_cache(denoiser.model)
+
+
+def test_another_batch_size_at_a_skipped_step_is_refused():
+    model = Toy()
+    handle = apply_cache(model, ["a"], [[True], [False]])
+    model(torch.ones(4, 2))
+    handle.step = 1
+    with pytest.raises(ValueError, match=r"a: step 1 got 3x2 float32 on cpu, but would reuse the output for 4x2"):
+        model(torch.ones(3, 2))
+
+
+def test_a_skipped_step_without_a_computed_one_is_refused():
+    model = Toy()
+    handle = apply_cache(model, ["a"], [[True], [False]])
+    model(torch.ones(1))
+    handle.reset()
+    handle.step = 1
+    with pytest.raises(ValueError, match="a: step 1 reuses an output, but none is kept"):
+        model(torch.ones(1))
+
+
+def test_step_zero_forgets():
+    model = Toy()
+    handle = apply_cache(model, ["a"], [[True], [False]])
+    model(torch.ones(1))
+    assert handle.forwards["a"].kept is not None
+    handle.step = 0
+    assert handle.forwards["a"].kept is None
+
+
+def test_a_copy_of_the_model_has_a_cache_of_its_own():
+    model = Toy()
+    apply_cache(model, ["a"], [[True], [False]])
+    twin = copy.deepcopy(model)
+    model(torch.ones(1))
+    assert (model.a.calls, twin.a.calls) == (1, 0)
+    twin(torch.ones(1))
+    assert (model.a.calls, twin.a.calls) == (1, 1)
+    remove_cache(twin)
+    assert "forward" not in vars(twin.a) and "forward" in vars(model.a)
+
+
+def test_a_wrapper_that_was_there_before_is_put_back():
+    model = Toy()
+    model.a.forward = wrapper = lambda x: 5 * x
+    apply_cache(model, ["a"], [[True], [False]])
+    remove_cache(model)
+    assert model.a.forward is wrapper
+
+
+@pytest.mark.parametrize(("sublayers", "compute", "message"), [
+    (["c"], [[True]], "no sublayer 'c'"),
+    (["a", "b"], [[True]], "step 0 has 1 entries for 2 sublayers"),
+    (["a"], [[False]], "step 0 computes every sublayer"),
+    (["a"], [], "step 0 computes every sublayer"),
+])
+def test_a_wrong_plan_is_refused(sublayers, compute, message):
+    with pytest.raises(ValueError, match=message):
+        apply_cache(Toy(), sublayers, compute)
+
+
+def test_a_step_beyond_the_plan_is_refused():
+    handle = apply_cache(Toy(), ["a"], [[True], [False]])
+    with pytest.raises(ValueError, match="step 2 is not between 0 and 1"):
+        handle.step = 2

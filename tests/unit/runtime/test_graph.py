@@ -1,0 +1,128 @@
+"""The OpenVINO form computes what the live torch model does, and integer layers really run as integers."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tasks.core.recipe import CachePlan, Recipe
+from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.runtime.graph import export, live_graph, open_graph
+from tasks.runtime.precision import apply_precision, calibrate_ranges, remove_precision
+
+BATCH, TIMESTEPS = 3, (900, 600, 300, 100)  # graphs are traced with another batch than the one they run with
+MATRIX_NODES = ("FullyConnected", "Convolution")
+
+
+@pytest.fixture(scope="module")
+def ranges(tiny_denoiser, tiny_states):
+    return calibrate_ranges(tiny_denoiser.model, [tiny_states(tiny_denoiser, 64, 7), tiny_states(tiny_denoiser, 64, 8)])
+
+
+def staggered(tiny_denoiser):
+    """Every sublayer is skipped at two of three later steps, the first ones at other steps than the last."""
+    names = tuple(s.name for s in tiny_denoiser.sublayers())
+    return CachePlan(sublayers=names, compute=tuple(tuple(step == 0 or (step + i) % 3 == 0 for i in range(len(names)))
+                                                    for step in range(len(TIMESTEPS))))
+
+
+def relative_errors(tiny_denoiser, recipe, predict, tiny_states):
+    """Of each step, over two trajectories with other inputs, against torch with the same cache live."""
+    plan, errors = recipe.cache, []
+    handle = apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute) if plan else None
+    for trajectory in range(2):
+        for step in range(recipe.nfe):
+            inputs = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
+            if handle is not None:
+                handle.step = step
+            expected = tiny_denoiser(*inputs)
+            errors.append(((predict(*inputs, step) - expected).norm() / expected.norm()).item())
+    remove_cache(tiny_denoiser.model)
+    return errors
+
+
+def matrix_precisions(predict):
+    """How many matrix nodes of the first graph run in which precision."""
+    nodes = [node.get_rt_info() for node in predict.compiled[0].get_runtime_model().get_ordered_ops()]
+    return Counter(n["runtimePrecision"].astype(str) for n in nodes if n["layerType"].astype(str) in MATRIX_NODES)
+
+
+def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states):
+    recipe = Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser))
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    assert len(predict.compiled) == len(recipe.cache.masks) == 4
+    assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_int8_runs_as_integers_and_is_the_fake_quantised_model(tiny_denoiser, ranges, cached, tiny_states):
+    """Values on the border of two integers fall either way: then one step of one layer's grid separates the two."""
+    plan = dict.fromkeys(ranges, "w8a8")
+    recipe = Recipe(timesteps=TIMESTEPS, precision=plan, cache=staggered(tiny_denoiser) if cached else None)
+    apply_precision(tiny_denoiser.model, plan, ranges)
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    errors = relative_errors(tiny_denoiser, recipe, predict, tiny_states)
+    remove_precision(tiny_denoiser.model)
+    assert set(matrix_precisions(predict)) <= {"u8", "i8"}
+    assert sum(matrix_precisions(predict).values()) >= len(ranges)
+    assert max(errors) < 0.03 and sorted(errors)[len(errors) // 2] < 0.015
+
+
+def test_every_other_width_keeps_its_grid(tiny_denoiser, ranges, tiny_states):
+    """OpenVINO takes a FakeQuantize of 64 levels for one of 256: 6-bit inputs are a test of the way around."""
+    plan = dict.fromkeys(ranges, "w4a6")
+    recipe = Recipe(timesteps=TIMESTEPS, precision=plan)
+    apply_precision(tiny_denoiser.model, plan, ranges)
+    errors = relative_errors(tiny_denoiser, recipe, live_graph(tiny_denoiser, recipe, BATCH), tiny_states)
+    remove_precision(tiny_denoiser.model)
+    assert min(errors) < 1e-4 and max(errors) < 0.1
+
+
+def test_precisions_mix_in_one_graph(tiny_denoiser, ranges, tiny_states):
+    tokens = ("w8a8", "bf16", "fp32")
+    plan = {layer: tokens[i % 3] for i, layer in enumerate(ranges)}
+    recipe = Recipe(timesteps=TIMESTEPS, precision=plan)
+    apply_precision(tiny_denoiser.model, plan, ranges)
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    errors = relative_errors(tiny_denoiser, recipe, predict, tiny_states)
+    remove_precision(tiny_denoiser.model)
+    assert {"f32", "bf16"} < set(matrix_precisions(predict)) <= {"f32", "bf16", "u8", "i8"}
+    assert predict.index["inference_precision"] == "f32" and max(errors) < 0.03
+
+
+def test_bf16_throughout_lets_everything_run_in_bf16(tiny_denoiser, ranges, tiny_states):
+    plan = dict.fromkeys(ranges, "bf16")
+    recipe = Recipe(timesteps=TIMESTEPS, precision=plan)
+    apply_precision(tiny_denoiser.model, plan, {})
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    errors = relative_errors(tiny_denoiser, recipe, predict, tiny_states)
+    remove_precision(tiny_denoiser.model)
+    assert set(matrix_precisions(predict)) == {"bf16"} and max(errors) < 0.05
+
+
+def test_graphs_share_their_weights(tiny_denoiser, tmp_path):
+    plain, cached = Recipe(timesteps=TIMESTEPS), Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser))
+    export(tiny_denoiser.model, plain, tmp_path / "plain")
+    export(tiny_denoiser.model, cached, tmp_path / "cached")
+    sizes = {name: (tmp_path / name / "weights.bin").stat().st_size for name in ("plain", "cached")}
+    weights = sum(p.numel() * 4 for p in tiny_denoiser.model.parameters())
+    assert weights * 0.9 < sizes["plain"] and sizes["cached"] < sizes["plain"] * 1.1
+    assert {p.name for p in (tmp_path / "cached").iterdir()} == {*(f"{i}.xml" for i in range(4)), "graph.json", "weights.bin"}
+    assert json.loads((tmp_path / "cached" / "graph.json").read_text())["steps"] == [0, 1, 2, 3]
+
+
+def test_wrong_uses_are_named(tiny_denoiser, ranges, tmp_path, tiny_states):
+    recipe = Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser))
+    layer = next(iter(ranges))
+    with pytest.raises(ValueError, match=f"{layer} is fp32 on the model and w8a8 in the recipe"):
+        export(tiny_denoiser.model, Recipe(timesteps=TIMESTEPS, precision={layer: "w8a8"}), tmp_path)
+    apply_cache(tiny_denoiser.model, recipe.cache.sublayers, recipe.cache.compute)
+    with pytest.raises(ValueError, match="a cache is live"):
+        export(tiny_denoiser.model, recipe, tmp_path)
+    remove_cache(tiny_denoiser.model)
+    export(tiny_denoiser.model, recipe, tmp_path)
+    predict = open_graph(tmp_path, BATCH, 1)
+    with pytest.raises(ValueError, match="opened for a batch of 3, got 5"):
+        predict(*tiny_states(tiny_denoiser, 5, 0), 0)
+    with pytest.raises(ValueError, match="step 4 is not between 0 and 3"):
+        predict(*tiny_states(tiny_denoiser, 3, 0), 4)
