@@ -17,7 +17,7 @@ $(STAMP):
 	@echo "Installing the $$(grep -c '^[^#].*==' constraints.txt) packages of constraints.txt into .venv: 2.5 GB, about 3 minutes."
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v[:2] == (3, 11) else f"Python 3.11 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=...")'
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' 2> >(grep -v ^WARNING >&2) | \
+	@PYTHONUNBUFFERED=1 .venv/bin/pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' 2> >(grep -v ^WARNING >&2) | \
 		awk '/^(Collecting|Requirement already)/ { if (++n % 40 == 0) print "  " n " packages found" } \
 		     /^Installing collected/ { print "  unpacking (the longest part)" } { fflush() }'
 	@rm -f .venv/installed-* && touch $@

@@ -118,8 +118,6 @@ def open_backend(folder: Path, backend: str, batch: int, threads: int) -> Predic
 
 def sampling(predict: Predict, shipped: Shipped, batch: int, steps: int) -> Callable[[], None]:
     """A function that takes the first `steps` steps of the recipe for `batch` images."""
-    if shipped.recipe.cache is None:
-        predict = at_step_0(predict)
     coefficients = solver_steps(shipped.schedule, shipped.recipe.timesteps, shipped.recipe.solver)[:steps]
     noise, labels = initial_noise(shipped.shape, range(batch), seed=0), labels_for(range(batch), shipped.num_classes)
 
@@ -129,11 +127,6 @@ def sampling(predict: Predict, shipped: Shipped, batch: int, steps: int) -> Call
             pass
 
     return sample
-
-
-def at_step_0(predict: Predict) -> Predict:
-    """Without a cache plan all steps are alike, and dull_best may have more of them than its package's own recipe."""
-    return lambda x, t, labels, step: predict(x, t, labels, 0)
 
 
 def timed_steps(recipe: Recipe, batch: int, most: int) -> int:

@@ -102,10 +102,14 @@ class Cluster:
 
     def warm_workers(self, make: Callable) -> "Workers":
         if self.workers is None or self.workers.make is not make:
-            if self.workers:
-                self.workers.close()
+            self.close()
             self.workers = Workers(self, make)
         return self.workers
+
+    def close(self) -> None:
+        """Give the warm workers back; a Ray of our own goes on until the process ends."""
+        if self.workers:
+            self.workers.close()
 
     def run(self, stage: ModuleType, params: Any, inputs: Inputs, out: Path) -> Report:
         """stage.run(params, inputs, out), on another node when `resources.<stage>` names {cpus, gpus} and there is a cluster.
@@ -282,9 +286,11 @@ class Workers:
             self.limit = len(self.idle) + len(self.jobs)
             print(f"{self.label}: going on with {self.limit} workers", flush=True)
         else:
-            params = self.cluster.params
+            import ray
+            params, offered = self.cluster.params, ray.cluster_resources()
             raise ValueError(f"cluster.workers: {what} {how}, {self.attempts[None]} times; each asks for "
-                             f"{params.cpus_per_worker} CPUs and {params.gpus_per_worker:g} GPUs, the cluster has {offered()}")
+                             f"{params.cpus_per_worker} CPUs and {params.gpus_per_worker:g} GPUs, the cluster has "
+                             f"{offered.get('CPU', 0):g} and {offered.get('GPU', 0):g}")
 
     def end(self) -> None:
         """Whoever still works on an item of an abandoned map is stopped; the others stay warm."""
@@ -301,12 +307,6 @@ def kill(actor: Any) -> None:
     import ray
     if ray.is_initialized():  # it is not any more when an abandoned generator ends with the interpreter
         ray.kill(actor)
-
-
-def offered() -> str:
-    import ray
-    resources = ray.cluster_resources()
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
 def map_on(workers: Workers, items: Iterable, label: str, timeout_s: float | None, lookahead: int) -> Iterator:

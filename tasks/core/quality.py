@@ -77,20 +77,33 @@ def fid_name(n: int) -> str:
     return f"fid_{n // 1000}k" if n >= 1000 and n % 1000 == 0 else f"fid_{n}"
 
 
-def kid(x: np.ndarray, y: np.ndarray) -> float:
+def kid(x: np.ndarray, y: np.ndarray, labels_x: np.ndarray | None = None, labels_y: np.ndarray | None = None) -> float:
     """Unbiased squared MMD under k(a, b) = (a.b / D + 1)^3 over all pairs (Binkowski et al., arXiv 1801.01401, section 4).
 
     x: (N, D), y: (M, D). One U-statistic of the whole sets; the paper's average over subsets estimates the same.
+    labels: (N,) and (M,) ints of sets drawn with fixed numbers per class. Two of their members share a class less often than
+    independent draws do, which alone would make the KID of real images negative (by 0.02 at 200 MNIST samples). Raises
+    ValueError for a class of one sample.
     """
-    return _mean_kernel(x, x, diagonal=False) + _mean_kernel(y, y, diagonal=False) - 2 * _mean_kernel(x, y, diagonal=True)
+    return _mean_within(x, labels_x) + _mean_within(y, labels_y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
-def _mean_kernel(x: np.ndarray, y: np.ndarray, diagonal: bool) -> float:
-    total = sum((((rows @ y.T) / x.shape[1] + 1) ** 3).sum() for rows in _blocks(x))
-    if diagonal:
-        return float(total / (len(x) * len(y)))
-    own = (((x * x).sum(1) / x.shape[1] + 1) ** 3).sum()
-    return float((total - own) / (len(x) * (len(x) - 1)))
+def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+    return sum(float((((rows @ y.T) / x.shape[1] + 1) ** 3).sum()) for rows in _blocks(x))
+
+
+def _mean_within(x: np.ndarray, labels: np.ndarray | None) -> float:
+    """Mean of k over two independent draws: pairs of one class are averaged without the diagonal, and weigh as (n_c / n)^2."""
+    labels = np.zeros(len(x), int) if labels is None else labels
+    total = _kernel_sum(x, x)
+    for c in np.unique(labels):
+        members = x[labels == c]
+        if len(members) < 2:
+            raise ValueError(f"kid: class {c} has 1 of {len(x)} samples; every class needs 2")
+        n, own = len(members), _kernel_sum(members, members)
+        diagonal = (((members * members).sum(1) / x.shape[1] + 1) ** 3).sum()
+        total += (own - diagonal) * n / (n - 1) - own
+    return float(total / len(x) ** 2)
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
@@ -243,6 +256,7 @@ def memorisation(samples: np.ndarray, train: np.ndarray, holdout: np.ndarray, rn
     excess = (p - q) / (1 - q): p is the share of samples whose nearest image of train and holdout together is one of train,
     q = N_train / (N_train + N_holdout) what p is expected to be when the split means nothing to the samples (each image is as
     likely to be the nearest as any other). 0: no memorisation; 1: every sample is nearest to a training image.
+    Its standard error is about sqrt(N_train / N_holdout / N): 0.06 for 1,000 samples and a split of 4 to 1.
     nn_train is taken on a random part of train as large as the holdout, so that the two medians may be compared.
     Pass pixels, not features of a net trained on `train`: such a net treats the two splits differently by itself.
     """

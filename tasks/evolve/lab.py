@@ -80,10 +80,9 @@ class Lab:
                 raise ValueError(f"evolve: the teacher cannot be sampled from: {result.reason}")
         return tuple(map(np.asarray, found))
 
-    def distances(self, references: tuple[np.ndarray, np.ndarray], weights: str, recipes: Iterable[Recipe], total: int,
+    def distances(self, references: tuple[np.ndarray, np.ndarray], items: Iterable[tuple[str, Recipe]], total: int,
                   label: str) -> Iterator[float | None]:
-        """In the order of the recipes; None where the evaluation failed, which is said and not logged."""
-        items = ((weights, recipe) for recipe in recipes)
+        """In the order of the items; None where the evaluation failed, which is said and not logged."""
         results = self.results(items, label, lambda found: distance(found, references), self.lookahead)
         for result in track(results, total, label):
             if isinstance(result, Failed):

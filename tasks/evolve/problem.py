@@ -31,7 +31,7 @@ from tasks.evolve.costs import (
 from tasks.evolve.space import Candidate, Space
 
 STUDENTS = {"unit": "student_unit.safetensors", "2:4": "student_2_4.safetensors"}
-SEED_LEVELS = {"latency": (0.0, 0.5), "bitops": (0.6, 1.0), "size": (0.6, 1.0)}  # places in the menus: int8, bf16; w6a6, w8a8
+SEED_LEVELS = {"latency": (0.0,), "bitops": (0.6, 1.0), "size": (0.6, 1.0)}  # places in the menus: int8; w6a6, w8a8
 
 Planner = Callable[[tuple[int, ...], str, float], CachePlan | None]  # timesteps, solver, budget
 
@@ -50,14 +50,14 @@ class Problem:
     limits: Mapping = field(default_factory=dict)  # arguments of Space: steps, grouping, solvers, cache
 
     @property
-    def weights(self) -> str:
-        return "teacher" if self.grain is None else "student"
+    def weights(self) -> tuple[str, ...]:
+        return ("teacher",) if self.grain is None else ("student", "teacher")
 
     def space(self) -> Space:
         """Everything together. Raises ValueError when nothing in it meets the goal."""
         recipe = functools.partial(to_recipe, layers=self.layers, sparsity=self.sparsity, plan=self.plan)
         space = Space(horizon=self.teacher.schedule.steps, menus=self.menus, recipe=recipe, recipe_cost=self.cost,
-                      bound=bound_of(self.goal), **self.limits)
+                      bound=bound_of(self.goal), weights=self.weights, **self.limits)
         check_feasible(self.goal, space)
         return space
 
@@ -71,21 +71,21 @@ class Problem:
 
     def without_bound(self, layers: tuple[str, ...], **changes) -> Space:
         recipe = functools.partial(to_recipe, layers=layers, sparsity=None, plan=self.plan)
-        return replace(self.space(), recipe=recipe, bound=float("inf"), **changes)
+        return replace(self.space(), recipe=recipe, bound=float("inf"), weights=("teacher",), **changes)
 
     def seeds(self, space: Space) -> list[Candidate]:
-        """What anyone would try: every solver and spacing at one precision, with as many steps as the bound leaves room for."""
+        """What anyone would try: all solvers, spacings and weights at one precision, with as many steps as the bound allows."""
         levels = SEED_LEVELS[self.goal.target] if space.menus else (0.0,)
-        choices = itertools.product(SPACINGS, space.solvers, levels)
-        found = [self.widest(space, spacing, solver, level) for spacing, solver, level in choices]
+        choices = itertools.product(SPACINGS, space.solvers, levels, space.weights)
+        found = [self.widest(space, *choice) for choice in choices]
         return [candidate for candidate in found if candidate is not None]
 
-    def widest(self, space: Space, spacing: str, solver: str, level: float) -> Candidate | None:
+    def widest(self, space: Space, spacing: str, solver: str, level: float, weights: str) -> Candidate | None:
         genes = tuple(menu[round(level * (len(menu) - 1))] for menu in space.menus)
         fewest, most = space.steps
         for steps in range(most, fewest - 1, -1):
             timesteps = space.timesteps or spaced_timesteps(self.teacher.schedule, steps, spacing)
-            candidate = Candidate(timesteps, genes, space.cache[0], solver)
+            candidate = Candidate(timesteps, genes, space.cache[0], solver, weights)
             if space.cost(candidate) <= space.bound:
                 return candidate
         return None
@@ -151,7 +151,8 @@ def to_recipe(candidate: Candidate, layers: Sequence[str], sparsity: Mapping | N
     each = len(candidate.genes) // max(1, len(layers))
     tokens = ("".join(candidate.genes[i * each: (i + 1) * each]) for i in range(len(layers)))
     precision = {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
-    return Recipe(timesteps=candidate.timesteps, solver=candidate.solver, precision=precision, sparsity=sparsity,
+    return Recipe(timesteps=candidate.timesteps, solver=candidate.solver, precision=precision,
+                  sparsity=sparsity if candidate.weights == "student" else None,
                   cache=plan(candidate.timesteps, candidate.solver, candidate.cache))
 
 

@@ -1,7 +1,7 @@
-"""The space that is searched: timesteps, per-layer precision, cache budget and solver; what may be changed, and how.
+"""The space that is searched: timesteps, per-layer precision, cache budget, solver and weights; what may be changed, and how.
 
 A genome is a `Candidate`. TMPQ-DM (arXiv 2404.09532, its code) searches timesteps and bits, a gene for the weights and one for
-the activations of every layer, under a bound on BitOPs; here the number of steps, the cache and the solver are searched too.
+the activations of every layer, under a bound on BitOPs; here the number of steps, the cache, the solver and the weights are searched too.
 Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all of them are beyond it.
 """
 
@@ -24,6 +24,7 @@ class Candidate:
     genes: tuple[str, ...]       # one choice from each of the space's menus
     cache: float                 # share of sublayer evaluations that the cache plan is to remove
     solver: str
+    weights: str = "teacher"     # teacher | student, the one that distill left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Space:
     bound: float = float("inf")           # of the cost; every candidate that the space makes is within it
     grouping: str = "quadratic"           # prior of random timestep lists: quadratic | uniform | free
     timesteps: tuple[int, ...] | None = None  # the only list there is, if it is not searched
+    weights: tuple[str, ...] = ("teacher",)   # cheapest first; a student has to earn its place against the dense weights
 
     def __post_init__(self):
         check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
@@ -55,14 +57,16 @@ class Space:
         """The fewest steps, the cheapest choice of every gene, the largest cache budget."""
         evenly = np.linspace(self.horizon - 1, 0, self.steps[0], endpoint=False).astype(int)
         timesteps = self.timesteps or strictly_decreasing(evenly)
-        return Candidate(timesteps, tuple(menu[0] for menu in self.menus), self.cache[-1], self.solvers[0])
+        return Candidate(timesteps, tuple(menu[0] for menu in self.menus), self.cache[-1], self.solvers[0],
+                         self.weights[0])
 
     def sample(self, rng: np.random.Generator) -> Candidate:
         """A random candidate, repaired."""
         steps = int(rng.integers(self.steps[0], self.steps[1] + 1))
         timesteps = self.timesteps or sample_timesteps(self.horizon, steps, self.grouping, rng)
         genes = tuple(choose(menu, rng) for menu in self.menus)
-        return self.repair(Candidate(timesteps, genes, choose(self.cache, rng), choose(self.solvers, rng)), rng)
+        rest = choose(self.cache, rng), choose(self.solvers, rng), choose(self.weights, rng)
+        return self.repair(Candidate(timesteps, genes, *rest), rng)
 
     def mutate(self, parent: Candidate, probability: float, rng: np.random.Generator) -> Candidate:
         """Each gene changes with this probability, timesteps and their number included; repaired."""
@@ -71,8 +75,8 @@ class Space:
 
         timesteps = self.timesteps or mutate_timesteps(parent.timesteps, self.horizon, self.steps, probability, rng)
         genes = tuple(map(maybe, self.menus, parent.genes))
-        cache, solver = maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver)
-        return self.repair(Candidate(timesteps, genes, cache, solver), rng)
+        rest = maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver), maybe(self.weights, parent.weights)
+        return self.repair(Candidate(timesteps, genes, *rest), rng)
 
     def crossover(self, a: Candidate, b: Candidate, rng: np.random.Generator) -> Candidate:
         """Uniform crossover, p = 1/2 for each gene; repaired."""
@@ -80,7 +84,8 @@ class Space:
             return x if rng.random() < 0.5 else y
 
         timesteps, genes = cross_timesteps(a.timesteps, b.timesteps, rng), tuple(map(either, a.genes, b.genes))
-        return self.repair(Candidate(timesteps, genes, either(a.cache, b.cache), either(a.solver, b.solver)), rng)
+        rest = either(a.cache, b.cache), either(a.solver, b.solver), either(a.weights, b.weights)
+        return self.repair(Candidate(timesteps, genes, *rest), rng)
 
     def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
         """Cheapen at random, as little as needed, until the cost is within the bound."""
@@ -94,7 +99,8 @@ class Space:
         return candidate
 
     def cheaper(self, candidate: Candidate, rng: np.random.Generator) -> Iterator[Candidate]:
-        """One step less; a quarter of the genes one choice down; the next larger cache budget: as far as there are such."""
+        """One step less; a quarter of the genes one choice down; the next larger cache budget; the student: as far as there are
+        such."""
         if self.timesteps is None and len(candidate.timesteps) > self.steps[0]:
             dropped = int(rng.integers(1, len(candidate.timesteps)))  # the first stays: it is where the noise is
             yield replace(candidate, timesteps=candidate.timesteps[:dropped] + candidate.timesteps[dropped + 1:])
@@ -106,6 +112,8 @@ class Space:
                                                  for i, (menu, rank) in enumerate(zip(self.menus, ranks, strict=True))))
         if candidate.cache < self.cache[-1]:
             yield replace(candidate, cache=self.cache[self.cache.index(candidate.cache) + 1])
+        if candidate.weights != self.weights[0]:
+            yield replace(candidate, weights=self.weights[0])
 
 
 def choose(menu: tuple, rng: np.random.Generator):

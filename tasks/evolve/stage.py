@@ -1,4 +1,4 @@
-"""Search timesteps, precision per layer, cache budget and solver for least damage within the goal's bound on cost.
+"""Search timesteps, precision per layer, cache budget, solver and weights for least damage within the goal's bound on cost.
 
 Reads: data (the feature net that guides the search), pretrain_load (teacher), profile (times per layer, for the target
 latency), mask_search (which grain pays on the target), distill (its weights), cache_learn (reuse errors, base list).
@@ -83,16 +83,16 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     references = lab.references(problem.teacher.schedule)
     rng = np.random.default_rng(params.seed)
 
-    def evolve(space: Space, weights: str, budget: int, label: str) -> list[Evaluation]:
+    def evolve(space: Space, budget: int, label: str) -> list[Evaluation]:
         def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
-            return lab.distances(references, weights, map(space.recipe, asked), budget, label)
+            return lab.distances(references, ((c.weights, space.recipe(c)) for c in asked), budget, label)
         return search(space, evaluate, rng, budget, params.strategy, problem.seeds(space))
 
-    told = evolve(space, problem.weights, params.evaluations, "evolve")
+    told = evolve(space, params.evaluations, "evolve")
     best = least_distance(told)
     steps, bits = problem.space_of_timesteps(len(best.candidate.timesteps)), problem.space_of_precision()
-    by_steps = evolve(steps, "teacher", params.single_evaluations, "evolve timesteps alone")
-    by_bits = evolve(bits, "teacher", params.single_evaluations, "evolve precision alone")
+    by_steps = evolve(steps, params.single_evaluations, "evolve timesteps alone")
+    by_bits = evolve(bits, params.single_evaluations, "evolve precision alone")
     single = {"timesteps": (steps, least_distance(by_steps)), "precision": (bits, least_cost(by_bits, params.tolerated))}
 
     write_json(out / "recipe.json", space.recipe(best.candidate).to_json())
@@ -100,7 +100,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     write_front(out / "pareto.csv", space, pareto_front(told))
     write_evaluations(out / "evaluations.jsonl", space, told)
     return Report({
-        "evaluations": len(told), "failed": sum(e.loss is None for e in told), "weights": problem.grain or "dense",
+        "evaluations": len(told), "failed": sum(e.loss is None for e in told), "grain": problem.grain,
         "unit": paired_distance(*references), "best": facts(space, best), "hypervolume": growth(told),
         "goal": goal_facts(params, told, best), "single": {name: facts(*found) for name, found in single.items()}})
 
@@ -121,7 +121,7 @@ def least_cost(told: Sequence[Evaluation], tolerated: float) -> Evaluation:
 
 def facts(space: Space, e: Evaluation) -> dict:
     recipe = space.recipe(e.candidate)
-    return {"cost": e.cost, "distance": e.loss, "nfe": recipe.nfe, "solver": recipe.solver,
+    return {"cost": e.cost, "distance": e.loss, "nfe": recipe.nfe, "solver": recipe.solver, "weights": e.candidate.weights,
             "removed_share": recipe.cache.removed_share if recipe.cache else 0.0,
             "precisions": dict(sorted(Counter(recipe.precision.values()).items()))}
 
@@ -145,7 +145,7 @@ def write_front(path: Path, space: Space, front: Sequence[Evaluation]) -> None:
     rows = [facts(space, e) for e in front]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["cost", "distance", "nfe", "solver", "removed_share", "precisions"])
+        writer.writerow(["cost", "distance", "nfe", "solver", "weights", "removed_share", "precisions"])
         for row in rows:
             counts = " ".join(f"{n}x{token}" for token, n in row.pop("precisions").items())
             writer.writerow([*row.values(), counts])

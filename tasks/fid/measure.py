@@ -14,15 +14,16 @@ NEIGHBOURS = 1000  # samples whose nearest images are looked for
 
 @dataclass(frozen=True)
 class Judge:
-    """A feature net and what the holdout looks like to it. features: (M, D) of the holdout."""
+    """A feature net and what the holdout looks like to it. features: (M, D), labels: (M,) or None without classes."""
 
     net: nn.Module
     features: np.ndarray
+    labels: np.ndarray | None
     reference: Gaussian
 
     @classmethod
-    def of(cls, net: nn.Module, holdout: np.ndarray, reference: Gaussian) -> "Judge":
-        return cls(net, quality.features(net, holdout), reference)
+    def of(cls, net: nn.Module, holdout: np.ndarray, labels: np.ndarray | None, reference: Gaussian) -> "Judge":
+        return cls(net, quality.features(net, holdout), labels, reference)
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Seen:
 def distribution(seen: Seen, judge: Judge, labels: np.ndarray | None) -> dict[str, float]:
     """FID under the name of its sample count, KID, precision, recall; the share of samples that show what they were asked for.
 
-    labels: (N,) asked for; None if there are none, or the judge knows no classes.
+    labels: (N,) asked for, the same number of each; None from an unconditional model.
     """
     precision, recall = quality.precision_recall(seen.features, judge.features)
     numbers = {quality.fid_name(len(seen.features)): quality.fid(seen.features, judge.reference),
-               "kid": quality.kid(seen.features, judge.features), "precision": precision, "recall": recall}
-    if labels is not None:
+               "kid": quality.kid(seen.features, judge.features, labels, judge.labels),
+               "precision": precision, "recall": recall}
+    if labels is not None and judge.labels is not None:
         numbers["class_accuracy"] = float((seen.logits.argmax(1) == labels).mean())
     return numbers
 

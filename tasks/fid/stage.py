@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.core.artifacts import Inputs, Report, digest, hash_file, read_json, write_json
+from tasks.core.artifacts import Inputs, Report, digest, hash_file, write_json
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
@@ -135,11 +135,10 @@ def measured(images: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], 
     """Every number of every variant, on the report net; num_classes: of the teacher."""
     data, rng = inputs["data"], np.random.default_rng(params.seed)
     train, holdout = np.load(data / "train.npy"), np.load(data / "holdout.npy")
-    judge = Judge.of(load_feature_net(data, "report"), holdout, load_reference(data, "report"))
+    judge = Judge.of(load_feature_net(data, "report"), holdout, holdout_labels(data), load_reference(data, "report"))
     seen = {name: Seen.of(judge, found) for name, found in images.items()}
     labels = np.arange(params.samples) % num_classes if num_classes else None  # as sampler.labels_for
-    judged = labels if read_json(data / "data.json")["num_classes"] else None
-    rows = {name: measure.distribution(s, judge, judged) for name, s in track(seen.items(), len(seen), "fid: metrics")}
+    rows = {name: measure.distribution(s, judge, labels) for name, s in track(seen.items(), len(seen), "fid: metrics")}
     found = {name: s.features for name, s in seen.items()}
     dense_twins = {name: features(judge.net, x) for name, x in twins.items()}
     add(rows, measure.fidelities(found, dense_twins, features(judge.net, finer)))
@@ -147,6 +146,11 @@ def measured(images: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], 
     add(rows, {name: measure.memorised(images[name], train, holdout, rng) for name in ("dense", "compressed")})
     add(rows, inception_fids(images, data))
     return rows
+
+
+def holdout_labels(data: Path) -> np.ndarray | None:
+    path = data / "holdout_labels.npy"
+    return np.load(path) if path.exists() else None
 
 
 def add(rows: dict[str, dict], more: Mapping[str, dict]) -> None:

@@ -1,6 +1,6 @@
 """Write one package folder per variant: what ships, and what quality and speed are measured on.
 
-Reads: data, pretrain_load (teacher), mask_search (2:4 masks, choice), distill (student weights, unit masks), cache_learn (plan
+Reads: data, pretrain_load (teacher), mask_search (2:4 masks), distill (student weights, unit masks), cache_learn (plan
 on the base list), evolve (best recipe, recipes of single ideas).
 Writes: <variant>/ for every variant: a package that plain diffusers opens, with its OpenVINO form in openvino/; dull_fp32,
 dull_bf16, dull_int8: dense weights at the precisions anyone can have, for the dull front. Report: bytes, NFE and densities.
@@ -62,10 +62,9 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
 
 def read_variants(teacher: Denoiser, dense_steps: int, inputs: Inputs) -> dict[str, Variant]:
-    plan, chosen = read_json(inputs["cache_learn"] / "plan.json"), read_json(inputs["mask_search"] / "choice.json")["chosen"]
-    best = Recipe.from_json(read_json(inputs["evolve"] / "recipe.json"))
+    plan, best = read_json(inputs["cache_learn"] / "plan.json"), Recipe.from_json(read_json(inputs["evolve"] / "recipe.json"))
     single = {name: Recipe.from_json(recipe) for name, recipe in read_json(inputs["evolve"] / "single.json").items()}
-    grain = chosen if chosen in STUDENTS else None
+    grain = best.sparsity and best.sparsity["grain"]  # the weights that the search found best: a student's or the teacher's
     return variants(teacher.schedule, teacher.prunable_layers(), dense_steps, plan, best, single, grain)
 
 

@@ -15,11 +15,15 @@ def tracked(*suffixes: str) -> list[Path]:
 
 
 def imports(path: Path) -> set[tuple[int, str]]:
-    """(level, module) of every import of a file, those inside functions included."""
+    """(level, module) of every import of a file, also inside functions; `from tasks.data import images` is one of images."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.level, node.module or ""))
+            found |= {(node.level, submodule(node.module or "", alias.name)) for alias in node.names}
     return found
+
+
+def submodule(package: str, name: str) -> str:
+    return f"{package}.{name}" if ROOT.joinpath(*package.split("."), f"{name}.py").exists() else package

@@ -22,9 +22,15 @@ from tests.faults.jobs import (
 )
 
 SERIAL = ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_worker=0.0, max_attempts=2, max_object_mb=64,
-                       storage_uri=None, connect_timeout_s=20.0, start_timeout_s=120.0)
+                       storage_uri=None, connect_timeout_s=20.0, start_timeout_s=300.0)
 
 PARALLEL = Cluster(replace(SERIAL, workers=2))  # one for all: its warm workers hold the CPUs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_back():
+    yield
+    PARALLEL.close()
 
 
 def told_and_asked(cluster: Cluster, make) -> list[int]:
@@ -44,6 +50,7 @@ def test_workers_compute_what_this_process_does():
     assert list(PARALLEL.map(make_product, range(8), "t")) == list(Cluster(SERIAL).map(make_product, range(8), "t"))
 
 
+@pytest.mark.slow
 def test_asking_from_results_does_not_depend_on_timing():
     assert told_and_asked(PARALLEL, make_uneven) == told_and_asked(Cluster(SERIAL), make_uneven)
 
@@ -52,6 +59,7 @@ def test_what_an_item_raises_is_its_result():
     assert list(PARALLEL.map(make_reciprocal, [1, 0, 2], "t")) == [1.0, Failed("ZeroDivisionError: division by zero"), 0.5]
 
 
+@pytest.mark.slow
 def test_what_make_raises_is_raised():
     with pytest.raises(ValueError, match="teacher: not found"):
         list(PARALLEL.map(make_nothing, [1], "t"))
@@ -63,8 +71,10 @@ def test_killed_worker_is_replaced_and_its_item_asked_again(tmp_path, capsys):
     assert "the worker of item 3 died (ActorDiedError), 1 of 2 times" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_item_that_kills_every_worker_fails_alone():
-    assert list(PARALLEL.map(make_deadly, range(4), "t")) == [0, Failed("the worker of item 1 died (ActorDiedError), 2 times"), 2, 3]
+    failed = Failed("the worker of item 1 died (ActorDiedError), 2 times")
+    assert list(PARALLEL.map(make_deadly, range(4), "t")) == [0, failed, 2, 3]
 
 
 def test_hung_item_is_killed_and_asked_again(tmp_path, capsys):
@@ -73,6 +83,7 @@ def test_hung_item_is_killed_and_asked_again(tmp_path, capsys):
     assert "the worker of item 2 hung, 1 of 2 times" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_abandoned_map_frees_its_workers():
     results = PARALLEL.map(make_uneven, range(100), "t")
     assert next(results) == 0
@@ -80,6 +91,7 @@ def test_an_abandoned_map_frees_its_workers():
     assert list(PARALLEL.map(make_uneven, range(3), "t")) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_nothing_but_results_on_the_screen():
     code = ("from tests.faults.test_cluster_faults import *; results = PARALLEL.map(make_uneven, iter(range(9)), 't')\n"
             "print([next(results) for _ in range(3)])")

@@ -98,19 +98,16 @@ def test_which_steps_are_timed():
     assert stage.timed_steps(dense, 8, 10) == 4
 
 
-def test_the_step_of_an_uncached_recipe_is_always_the_first_graph():
+def test_sampling_takes_the_first_steps_of_the_recipe():
     taken = []
 
     def predict(x, t, labels, step):
-        taken.append(step)
+        taken.append((step, t.tolist(), labels.tolist()))
         return x
 
-    shipped = stage.Shipped(folder=None, recipe=Recipe(timesteps=STEPS), shape=(1, 8, 8), num_classes=0, schedule=SCHEDULE)
-    stage.sampling(predict, shipped, 2, 3)()
-    assert taken == [0, 0, 0]
-    plan = CachePlan(sublayers=("a",), compute=((True,),) * 4)
-    stage.sampling(predict, replace(shipped, recipe=replace(shipped.recipe, cache=plan)), 2, 4)()
-    assert taken[3:] == [0, 1, 2, 3]
+    shipped = stage.Shipped(folder=None, recipe=Recipe(timesteps=STEPS), shape=(1, 8, 8), num_classes=10, schedule=SCHEDULE)
+    stage.sampling(predict, shipped, batch=2, steps=3)()
+    assert taken == [(i, [t, t], [0, 1]) for i, t in enumerate(STEPS[:3])]
 
 
 @pytest.mark.parametrize("change, message", [

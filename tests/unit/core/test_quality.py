@@ -55,6 +55,17 @@ def test_kid_is_unbiased_for_sets_of_different_sizes():
     assert abs(np.mean(values)) < 3 * np.std(values) / 20
 
 
+def test_kid_of_sets_with_fixed_numbers_per_class_is_unbiased_too():
+    rng, labels = np.random.default_rng(5), np.arange(20) % 2
+    far = 3.0 * labels[:, None]  # two classes far apart
+    pairs = [(rng.standard_normal((20, 2)) + far, rng.standard_normal((20, 2)) + far) for _ in range(400)]
+    plain, stratified = ([quality.kid(x, y, *given) for x, y in pairs] for given in ((), (labels, labels)))
+    assert abs(np.mean(stratified)) < 3 * np.std(stratified) / 20
+    assert np.mean(plain) < -3 * np.std(plain) / 20
+    with pytest.raises(ValueError, match="class 7 has 1 of 3 samples"):
+        quality.kid(np.zeros((3, 2)), np.zeros((3, 2)), np.array([0, 0, 7]))
+
+
 def test_precision_and_recall_by_hand():
     # With k = 1 a ball reaches the nearest neighbour: radii 1, 1, 1 around the reference and 0.5, 0.5, 20.5 around x.
     reference = np.array([[0.0], [1.0], [2.0]])

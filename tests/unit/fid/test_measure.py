@@ -1,5 +1,7 @@
 """Numbers of the table from features made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tasks.fid.measure import Judge, Seen
 
 RNG = np.random.default_rng(0)
 HOLDOUT = RNG.standard_normal((300, 4))
-JUDGE = Judge(None, HOLDOUT, Gaussian.of(HOLDOUT))
+JUDGE = Judge(None, HOLDOUT, np.arange(300) % 3, Gaussian.of(HOLDOUT))
 
 
 def test_distribution_names_the_sample_count_and_the_share_of_right_classes():
@@ -18,6 +20,8 @@ def test_distribution_names_the_sample_count_and_the_share_of_right_classes():
     assert set(numbers) == {"fid_200", "kid", "precision", "recall", "class_accuracy"}
     assert numbers["class_accuracy"] == 1.0
     assert "class_accuracy" not in measure.distribution(Seen(HOLDOUT, logits), JUDGE, None)
+    unlabelled = replace(JUDGE, labels=None)
+    assert "class_accuracy" not in measure.distribution(Seen(HOLDOUT, logits), unlabelled, np.arange(300) % 3)
 
 
 def test_fidelity_is_in_units_of_doubled_steps():

@@ -52,7 +52,6 @@ def write_upstream(root: Path, teacher: Denoiser, chosen: str = "unit") -> Input
     moved = {name: (m.roll(1, 0) if name == layers[0] else m) for name, m in two_four.items()}  # as training would
     save(teacher, folders["pretrain_load"] / "teacher")
     save_file({f"2:4/{name}": m.to(torch.uint8) for name, m in two_four.items()}, folders["mask_search"] / "masks.safetensors")
-    write_json(folders["mask_search"] / "choice.json", {"chosen": chosen})
     for name, masks in (("2_4", moved), ("unit", units)):
         student = {k: w * masks[k] if k in masks else w for k, w in weights.items()}
         save_file(student, folders["distill"] / f"student_{name}.safetensors")
@@ -64,7 +63,9 @@ def write_upstream(root: Path, teacher: Denoiser, chosen: str = "unit") -> Input
     few = Recipe(timesteps=(950, 600, 300, 20), solver="dpm2m")
     cache = CachePlan(sublayers=tuple(sublayers), compute=tuple(map(tuple, plan["compute"][:4])))
     bits = Recipe(timesteps=tuple(plan["timesteps"]), precision=precision)
-    write_json(folders["evolve"] / "recipe.json", replace(few, precision=precision, cache=cache).to_json())
+    sparsity = chosen and {"grain": chosen, "density": {}}  # the densities are those of the masks
+    best = replace(few, precision=precision, cache=cache, sparsity=sparsity)
+    write_json(folders["evolve"] / "recipe.json", best.to_json())
     write_json(folders["evolve"] / "single.json", {"timesteps": few.to_json(), "precision": bits.to_json()})
     return Inputs(folders, "key")
 
