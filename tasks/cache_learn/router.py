@@ -22,8 +22,7 @@ from tasks.cache_learn.hooks import record, rewrite
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import CachePlan
-from tasks.core.training import optimise, step_generator
-from tasks.pretrain_load.train import draw_batch
+from tasks.core.training import draw_batch, optimise, step_generator
 from tasks.runtime.solver import SolverStep, clip_bound, solver_steps
 
 CLAMP = 5.0  # logits stay in [-5, 5] (their code), so that no sigmoid saturates beyond recall

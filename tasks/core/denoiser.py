@@ -151,6 +151,9 @@ def save(denoiser: Denoiser, folder: str | Path, dtype: torch.dtype = torch.floa
     class_name = type(model).__name__
     part = ARCHITECTURES[class_name]
     model.save_pretrained(folder / part, safe_serialization=True)
+    config = json.loads((folder / part / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where it was read from: another value on every machine
+    (folder / part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(denoiser.schedule.config, indent=2) + "\n")
     index = {"_class_name": "DiffusionPipeline", part: ["diffusers", class_name], "scheduler": ["diffusers", "DDIMScheduler"]}

@@ -17,7 +17,7 @@ WHOLE = "model"  # layer and kind of a whole-model row
 
 
 def load_layers(folder: str | Path) -> pd.DataFrame:
-    """The profile's folder -> columns layer, kind, backend, precision, grain, density, batch, time_us; with whole-model rows."""
+    """The profile's folder -> columns layer, kind, backend, precision, grain, density, batch, time_us, whole-model rows too."""
     layers = pd.read_csv(Path(folder) / "layers.csv")
     whole = pd.read_csv(Path(folder) / "model.csv").assign(layer=WHOLE, kind=WHOLE, grain="dense", density=1.0)
     return pd.concat([layers, whole[layers.columns]], ignore_index=True)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+from tasks.core import machine
 from tasks.core.artifacts import (
     ARTIFACTS,
     MANIFEST,
@@ -33,6 +34,7 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TE
 def main(stage: ModuleType) -> None:
     """Run one stage at the top of the repository. A user's mistake is one line on stderr and exit status 2."""
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
+    machine.refresh()
     try:
         execute(stage)
     except (ValueError, OSError) as error:

@@ -40,6 +40,16 @@ def stratified_timesteps(n: int, upper: int, rng: torch.Generator) -> torch.Tens
     return (u * upper).long()[torch.randperm(n, generator=rng)]
 
 
+def draw_batch(images: torch.Tensor, labels: torch.Tensor | None, batch: int, null_label: int, label_dropout: float,
+               rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """-> (batch, C, H, W) in [-1, 1] and (batch,) labels, some replaced by the null label (classifier-free guidance)."""
+    index = torch.randint(len(images), (batch,), generator=rng)
+    if labels is None:
+        return images[index], None
+    dropped = torch.rand(batch, generator=rng) < label_dropout
+    return images[index], labels[index].masked_fill(dropped, null_label)
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Randomness of one step as a function of (seed, step), so a resumed run draws what an undisturbed one does."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -1,8 +1,8 @@
-"""The space that is searched: timesteps, per-layer precision, cache budget, solver and weights; what may be changed, and how.
+"""The space that is searched: timesteps, per-layer precision, cache budget, solver and weights; what may be changed, how.
 
 A genome is a `Candidate`. TMPQ-DM (arXiv 2404.09532, its code) searches timesteps and bits, a gene for the weights and one for
-the activations of every layer, under a bound on BitOPs; here the number of steps, the cache, the solver and the weights are searched too.
-Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all of them are beyond it.
+the activations of every layer, under a bound on BitOPs; here the number of steps, the cache, the solver and the weights are
+searched too. Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all are beyond it.
 """
 
 from collections.abc import Callable, Iterator

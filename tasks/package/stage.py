@@ -23,7 +23,7 @@ from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, trajectory
 from tasks.core.sparsity import kept_shares
-from tasks.package.variants import STUDENTS, Variant, variants
+from tasks.package.variants import Variant, variants
 from tasks.package.write import seal, write_package
 from tasks.runtime.cache import apply_cache, remove_cache
 from tasks.runtime.graph import export

@@ -6,7 +6,7 @@ from torch.nn.functional import mse_loss
 
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
-from tasks.core.training import Ema, mixed_precision, optimise, step_generator, stratified_timesteps, warmup_cosine
+from tasks.core.training import Ema, draw_batch, mixed_precision, optimise, step_generator, stratified_timesteps, warmup_cosine
 
 
 def zero_init(model: torch.nn.Module) -> None:
@@ -15,16 +15,6 @@ def zero_init(model: torch.nn.Module) -> None:
         if name.endswith(("norm1.linear", "proj_out_1", "proj_out_2")):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
-
-
-def draw_batch(images: Tensor, labels: Tensor | None, batch: int, null_label: int, label_dropout: float,
-               rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """-> (batch, C, H, W) in [-1, 1] and (batch,) labels, some replaced by the null label (classifier-free guidance)."""
-    index = torch.randint(len(images), (batch,), generator=rng)
-    if labels is None:
-        return images[index], None
-    dropped = torch.rand(batch, generator=rng) < label_dropout
-    return images[index], labels[index].masked_fill(dropped, null_label)
 
 
 def train(denoiser: Denoiser, images: Tensor, labels: Tensor | None, *, steps: int, batch: int, lr: float, warmup: int,

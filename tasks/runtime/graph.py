@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -158,8 +159,15 @@ def pool_weights(folder: Path, count: int) -> None:
                     offsets[key] = pool.tell()
                     pool.write(blob)
                 data.set("offset", str(offsets[key]))
-            tree.write(path)
+            path.write_text(renumbered(ElementTree.tostring(tree.getroot(), encoding="unicode")))
             path.with_suffix(".bin").unlink()
+
+
+def renumbered(xml: str) -> str:
+    """OpenVINO's own names (Model3, Constant_4781) count every node that the process has made; here they count from 0 in each
+    file, so that the same model gives the same bytes whatever was exported before it."""
+    seen: dict[str, int] = {}
+    return re.sub(r'"(Model|[A-Z][A-Za-z]*_)\d+"', lambda m: f'"{m[1]}{seen.setdefault(m[0], len(seen))}"', xml)
 
 
 def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -> "GraphPredictor":

@@ -60,7 +60,8 @@ def truncate(folder):
 
 
 def pickle_only(folder):
-    (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / "diffusion_pytorch_model.bin")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from tasks.core.checkpoint import Checkpoint
-from tasks.core.training import stratified_timesteps, warmup_cosine
+from tasks.core.training import draw_batch, stratified_timesteps, warmup_cosine
 from tasks.pretrain_load.stage import build
-from tasks.pretrain_load.train import draw_batch, train
+from tasks.pretrain_load.train import train
 
-HOW = {"batch": 8, "lr": 3e-3, "warmup": 5, "weight_decay": 0.0, "ema_decay": 0.99, "label_dropout": 0.1, "bf16": False, "seed": 1}
+HOW = {"batch": 8, "lr": 3e-3, "warmup": 5, "weight_decay": 0.0, "ema_decay": 0.99, "label_dropout": 0.1, "bf16": False,
+       "seed": 1}
 SHAPE = {"architecture": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 4}
 
 
