@@ -31,6 +31,7 @@ from tasks.evolve.costs import (
 from tasks.evolve.space import Candidate, Space
 
 STUDENTS = {"unit": "student_unit.safetensors", "2:4": "student_2_4.safetensors"}
+MASKS = {"unit": "masks_unit.safetensors", "2:4": "masks_2_4.safetensors"}  # the frozen ones, after training
 SEED_LEVELS = {"latency": (0.0,), "bitops": (0.6, 1.0), "size": (0.6, 1.0)}  # places in the menus: int8; w6a6, w8a8
 
 Planner = Callable[[tuple[int, ...], str, float], CachePlan | None]  # timesteps, solver, budget
@@ -115,11 +116,7 @@ def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | 
     """The recipe's entry for the masks that are live in the student."""
     if grain is None:
         return None
-    if grain == "unit":
-        masks = load_file(inputs["distill"] / "masks_unit.safetensors")
-    else:
-        found = load_file(inputs["mask_search"] / "masks.safetensors")
-        masks = {name.removeprefix(f"{grain}/"): mask for name, mask in found.items() if name.startswith(f"{grain}/")}
+    masks = load_file(inputs["distill"] / MASKS[grain])
     return {"grain": grain, "density": kept_shares(teacher.model, grain, {name: mask.bool() for name, mask in masks.items()})}
 
 

@@ -95,8 +95,10 @@ def layers(inputs: Inputs) -> Plot:
     tokens = [recipe.precision.get(name, "fp32") for name in names]
     drawing = plots.layers([short(name) for name in names], [density.get(name, 1.0) for name in names],
                            [bits(token) for token in tokens])
+    kept = f"Its weights are the {recipe.sparsity['grain']} student's." if recipe.sparsity else \
+        "The search kept the dense weights: no student came as close at the same cost."
     return Plot(title="Density and bits of every layer", svg=drawing,
-                text=f"Of compressed. Grain of its sparsity: {choice['chosen']} ({choice['why']}).")
+                text=f"Of compressed. {kept} The mask search preferred {choice['chosen']} ({choice['why']}).")
 
 
 def curves(inputs: Inputs) -> Plot | None:
