@@ -7,6 +7,7 @@ os.environ.update({
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # read when ray is first imported, by whichever test that is
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",

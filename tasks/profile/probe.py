@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tasks.core.cost import LayerCost
 from tasks.runtime.graph import GraphPredictor
 
-Probe = Callable[[], dict[str, float]]  # -> microseconds by module path
+Probe = Callable[[], dict[str, float]]  # -> microseconds by layer and attention product
 PRODUCTS = (".qk", ".av")  # of an attention module, as `core.cost` names them
 
 
@@ -32,12 +32,12 @@ def layer_times(costs: Sequence[LayerCost], by_module: Mapping[str, float]) -> d
             for c in costs}
 
 
-def eager_probe(model: nn.Module, modules: Sequence[str], evaluate: Callable[[], None]) -> Probe:
-    """evaluate: one forward of `model`."""
+def eager_probe(model: nn.Module, costs: Sequence[LayerCost], evaluate: Callable[[], None]) -> Probe:
+    """evaluate: one forward of `model`. costs: of its layers."""
     def probe() -> dict[str, float]:
-        with clocked(model, modules) as spent:
+        with clocked(model, modules_of(costs)) as spent:
             evaluate()
-        return spent
+        return layer_times(costs, spent)
     return probe
 
 
@@ -68,14 +68,16 @@ def clocked(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, floa
             hook.remove()
 
 
-def graph_probe(predict: GraphPredictor, modules: Sequence[str], inputs: tuple[Tensor, Tensor, Tensor | None]) -> Probe:
-    """predict: opened with PERF_COUNT on. inputs: x, t, labels."""
+def graph_probe(predict: GraphPredictor, costs: Sequence[LayerCost], inputs: tuple[Tensor, Tensor, Tensor | None]) -> Probe:
+    """predict: opened with PERF_COUNT on. costs: of its layers. inputs: x, t, labels."""
+    modules = modules_of(costs)
+
     def probe() -> dict[str, float]:
         predict(*inputs, 0)
         spent: dict[str, float] = defaultdict(float)
         for node in predict.requests[0].profiling_info:
             spent[owner(node.node_name, modules)] += 1e6 * node.real_time.total_seconds()
-        return spent
+        return layer_times(costs, spent)
     return probe
 
 
@@ -93,12 +95,12 @@ def role(layer: str) -> str:
     return re.sub(r"\d+", "*", layer)
 
 
-def pooled(times: Mapping[str, float], shapes: Mapping[str, tuple]) -> dict[str, float]:
-    """Every layer's time replaced by the mean over the layers of its role and shape: they do the same work.
+def pooled(samples: Mapping[str, Sequence[float]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Each layer's median time, over its own samples and those of the layers of its role and shape: they do the same work.
 
     shapes: of the layers' weights; a product has none.
     """
     groups: dict[tuple, list[float]] = defaultdict(list)
-    for layer, spent in times.items():
-        groups[role(layer), shapes.get(layer, ())].append(spent)
-    return {layer: statistics.mean(groups[role(layer), shapes.get(layer, ())]) for layer in times}
+    for layer, times in samples.items():
+        groups[role(layer), shapes.get(layer)].extend(times)
+    return {layer: statistics.median(groups[role(layer), shapes.get(layer)]) for layer in samples}

@@ -11,7 +11,6 @@ Left out: CUDA and its semi-structured kernels; a CPU has none, there 2:4 is a m
 import copy
 import csv
 import itertools
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -33,7 +32,7 @@ from tasks.core.params import check_range
 from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.profile.compressed import layers_of, narrowed, two_of_four
-from tasks.profile.probe import Probe, eager_probe, graph_probe, layer_times, modules_of, pooled
+from tasks.profile.probe import Probe, eager_probe, graph_probe, pooled
 from tasks.runtime.graph import export, open_graph
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
@@ -73,10 +72,10 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = load(inputs["pretrain_load"] / "teacher")
     costs = layer_costs(teacher)
     count = (2 + len(params.densities)) * len(TOKENS) * len(BACKENDS) * len(params.batches)
-    cells = list(track(make_cells(teacher, modules_of(costs), params), count, "profile: prepare"))
-    wholes, by_module = measure(cells, params.repeats)
+    cells = list(track(make_cells(teacher, costs, params), count, "profile: prepare"))
+    wholes, by_layer = measure(cells, params.repeats)
     shapes = {name: tuple(m.weight.shape) for name, m in teacher.prunable_layers().items()}
-    layers = [row for cell, times in zip(cells, by_module, strict=True) for row in layer_rows(cell, costs, shapes, times)]
+    layers = [row for cell, times in zip(cells, by_layer, strict=True) for row in layer_rows(cell, costs, shapes, times)]
     models = [model_row(cell, times) for cell, times in zip(cells, wholes, strict=True) if cell.grain == "dense"]
     write_csv(out / "layers.csv", layers)
     write_csv(out / "model.csv", models)
@@ -90,7 +89,7 @@ def machine() -> dict:
     return {**describe(), "threads": torch.get_num_threads(), "torch": torch.__version__, "openvino": version("openvino")}
 
 
-def make_cells(teacher: Denoiser, modules: Sequence[str], params: Params) -> Iterator[Cell]:
+def make_cells(teacher: Denoiser, costs: Sequence[LayerCost], params: Params) -> Iterator[Cell]:
     for (grain, model, density), precision in itertools.product(forms(teacher.model, params.densities), TOKENS):
         live = at_precision(model, precision, example(teacher, batch=8))
         with tempfile.TemporaryDirectory() as folder:
@@ -98,11 +97,11 @@ def make_cells(teacher: Denoiser, modules: Sequence[str], params: Params) -> Ite
             for batch in params.batches:
                 inputs = example(teacher, batch)
                 whole = partial(eager_evaluation, live, inputs)
-                yield Cell("eager", precision, grain, density, batch, eager_probe(live, modules, whole), whole)
+                yield Cell("eager", precision, grain, density, batch, eager_probe(live, costs, whole), whole)
                 # counting nodes costs time, so the whole model is timed on a second copy without counters
                 counting = open_graph(folder, batch, torch.get_num_threads(), PERF_COUNT=True)
                 plain = open_graph(folder, batch, torch.get_num_threads()) if grain == "dense" else counting
-                yield Cell("openvino", precision, grain, density, batch, graph_probe(counting, modules, inputs),
+                yield Cell("openvino", precision, grain, density, batch, graph_probe(counting, costs, inputs),
                            partial(plain, *inputs, 0))
 
 
@@ -136,17 +135,17 @@ def eager_evaluation(model: nn.Module, inputs: tuple[Tensor, Tensor, Tensor | No
 
 
 def measure(cells: Sequence[Cell], repeats: int) -> tuple[list[list[float]], list[dict[str, list[float]]]]:
-    """-> for each cell: microseconds of whole evaluations, and of each module. Cells take turns; one round warms up."""
+    """-> for each cell: microseconds of whole evaluations, and of each layer. Cells take turns; one round warms up."""
     wholes: list[list[float]] = [[] for _ in cells]
-    by_module: list[dict[str, list[float]]] = [defaultdict(list) for _ in cells]
+    by_layer: list[dict[str, list[float]]] = [defaultdict(list) for _ in cells]
     for turn in track(range(repeats + 1), repeats + 1, "profile: measure"):
         for i, cell in enumerate(cells):
             spent, whole = cell.probe(), seconds(cell.evaluate) if cell.grain == "dense" else 0.0
             if turn > 0:
                 wholes[i].append(1e6 * whole)
                 for name, time_us in spent.items():
-                    by_module[i][name].append(time_us)
-    return wholes, by_module
+                    by_layer[i][name].append(time_us)
+    return wholes, by_layer
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -158,10 +157,9 @@ def seconds(call: Callable[[], object]) -> float:
 def layer_rows(cell: Cell, costs: Sequence[LayerCost], shapes: Mapping[str, tuple[int, ...]],
                times: Mapping[str, Sequence[float]]) -> list[dict]:
     """Of a dense form every layer and product, of a pruned one the layers that lost weights. shapes: of the layers' weights."""
-    medians = layer_times(costs, {name: statistics.median(found) for name, found in times.items()})
-    mean = pooled(medians, shapes)
+    medians = pooled(times, shapes)
     return [{"layer": c.name, "kind": c.kind, "backend": cell.backend, "precision": cell.precision, "grain": cell.grain,
-             "density": round(cell.density.get(c.name, 1.0), 6), "batch": cell.batch, "time_us": round(mean[c.name], 3)}
+             "density": round(cell.density.get(c.name, 1.0), 6), "batch": cell.batch, "time_us": round(medians[c.name], 3)}
             for c in costs if cell.grain == "dense" or c.name in cell.density]
 
 

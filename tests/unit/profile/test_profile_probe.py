@@ -32,8 +32,8 @@ def test_a_nodes_owner_is_the_innermost_module(node, expected):
     assert owner(node, modules_of(COSTS)) == expected
 
 
-def test_layers_of_one_role_and_shape_share_their_mean():
-    times = {"blocks.0.to_q": 1.0, "blocks.1.to_q": 3.0, "blocks.2.to_q": 9.0, "blocks.0.to_k": 7.0}
+def test_layers_of_one_role_and_shape_share_their_median():
+    times = {"blocks.0.to_q": [1.0, 1.0], "blocks.1.to_q": [3.0, 90.0], "blocks.2.to_q": [9.0], "blocks.0.to_k": [7.0]}
     shapes = {"blocks.0.to_q": (4, 4), "blocks.1.to_q": (4, 4), "blocks.2.to_q": (2, 4), "blocks.0.to_k": (4, 4)}
     assert pooled(times, shapes) == {"blocks.0.to_q": 2.0, "blocks.1.to_q": 2.0, "blocks.2.to_q": 9.0, "blocks.0.to_k": 7.0}
     assert role("blocks.10.net.0.proj") == role("blocks.2.net.1.proj")
