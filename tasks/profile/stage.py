@@ -114,10 +114,10 @@ def forms(model: nn.Module, densities: Sequence[float]) -> Iterator[tuple[str, n
 
 
 def at_precision(model: nn.Module, precision: str, inputs: tuple) -> nn.Module:
-    """A copy with every Linear and Conv2d at one precision. Ranges are rough: they decide quality, not time."""
+    """A copy with every Linear and Conv2d that runs at one precision. Ranges are rough: they decide quality, not time."""
     live = copy.deepcopy(model)
     ranges = calibrate_ranges(live, [inputs]) if precision == "int8" else {}
-    apply_precision(live, dict.fromkeys(layers_of(live), TOKENS[precision]), ranges)
+    apply_precision(live, dict.fromkeys(ranges or layers_of(live), TOKENS[precision]), ranges)
     return live
 
 
