@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections import deque
@@ -117,15 +118,20 @@ def failure(stage: str, status: int | None, lines: Sequence[str], timeout_s: flo
         elif not verdict and not is_progress(line):
             own.append(line)
     ran = EXITED.search(verdict)
+    killer = signal_of(int(ran["status"]) if ran else status)
+    if killer:  # some shells add their own last word: "Killed", "sh: line 1: 7 Killed python -m ..."
+        own = [line for line in own if signal.strsignal(killer) not in line]
     word = own[-1].removeprefix("error: ") if own and (ran or not verdict) else verdict or f"exit status {status}"
-    if status < 0 or (ran and died(int(ran["status"]))):
+    if killer:
         return Failed(name=KILLED, message=f"{stage}: killed ({verdict or f'signal {-status}'}); its last line: {word}")
     return Failed(message=f"{stage}: {word}")
 
 
-def died(status: int) -> bool:
-    """By a signal: negative from subprocess, 128 + signal from a shell."""
-    return status < 0 or 128 < status < 128 + 65
+def signal_of(status: int) -> int | None:
+    """The signal that ended a process: negative from subprocess, 128 + signal from a shell; None: it exited by itself."""
+    if status < 0:
+        return -status
+    return status - 128 if 128 < status < 128 + 65 else None
 
 
 def read_report(stage: str) -> bytes | None:

@@ -188,7 +188,9 @@ def test_a_missing_dependency_is_named(toy):
     assert state.is_failed() and "artifacts/one" in state.message and "\n" not in state.message
 
 
-def test_a_stage_that_a_signal_ended_is_worth_another_try(toy, tmp_path):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # DVC runs commands under $SHELL; dash adds a line "Killed"
+def test_a_stage_that_a_signal_ended_is_worth_another_try(toy, tmp_path, monkeypatch, shell):
+    monkeypatch.setenv("SHELL", shell)
     (tmp_path / "one.py").write_text("import os; print('step 3', flush=True); os.kill(os.getpid(), 9)")
     state = run("one")
     assert state.name == stages.KILLED and "step 3" in state.message
