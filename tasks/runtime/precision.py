@@ -24,6 +24,7 @@ WIDTHS = (3, 4, 5, 6, 7, 8)
 _TOKEN = re.compile(r"w([3-8])a([3-8])")
 _CLIPS = torch.linspace(0.3, 1.0, 15).tolist()  # shares of the full range tried as the clipping point
 _KEPT_PER_BATCH = 4096  # activations of a layer kept from a calibration batch
+_KEPT = 8192            # of these from all batches: the search for a clipping point runs through them 30 times for each width
 
 Ranges = Mapping[str, Sequence]  # layer -> (lo, hi), or one such pair for each of WIDTHS
 
@@ -236,7 +237,7 @@ def calibrate_ranges(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, T
     remove_precision(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-    hooks = [m.register_forward_pre_hook(lambda _, args, kept=seen[name]: kept.append(_thinned(args[0])))
+    hooks = [m.register_forward_pre_hook(lambda _, args, kept=seen[name]: kept.append(_thinned(args[0], _KEPT_PER_BATCH)))
              for name, m in layers.items()]
     try:
         for x, t, labels in batches:
@@ -244,13 +245,14 @@ def calibrate_ranges(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, T
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: [_clipped_range(torch.cat(kept), bits) for bits in WIDTHS] for name, kept in seen.items() if kept}
+    samples = {name: _thinned(torch.cat(kept), _KEPT) for name, kept in seen.items() if kept}
+    return {name: [_clipped_range(values, bits) for bits in WIDTHS] for name, values in samples.items()}
 
 
-def _thinned(x: Tensor) -> Tensor:
-    """About _KEPT_PER_BATCH values of a batch, evenly spread, and its two extremes: 8 bits are worse off without them."""
+def _thinned(x: Tensor, n: int) -> Tensor:
+    """About n of the values, evenly spread, and the two extremes: 8 bits are worse off without them."""
     values = x.detach().float().flatten()
-    stride = max(1, values.numel() // _KEPT_PER_BATCH) | 1  # odd: no multiple of a width, so all channels are seen
+    stride = max(1, values.numel() // n) | 1  # odd: no multiple of a width, so all channels are seen
     return torch.cat([values[::stride], values.min()[None], values.max()[None]]).cpu()
 
 
