@@ -129,7 +129,7 @@ def make_test(root: Path) -> Outcome:
 
 @claim("spine")
 def same_hashes(root: Path) -> Outcome:
-    """Two clean runs agree on every out of every stage that holds no timing."""
+    """Two clean runs that choose from one profile agree on every out of every stage that holds no timing."""
     same = [row for row in study(root, "spine") if row["metric"] == "same_outs" and row["variant"] not in EXEMPT]
     other = sorted({row["variant"] for row in same if float(row["value"]) != 1})
     measured = f"{len(same) - len(other)} of {len(same)}{': not ' if other else ''}{', '.join(other)}" if same else "-"

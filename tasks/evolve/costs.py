@@ -2,9 +2,10 @@
 
 import csv
 import functools
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tasks.core.params import Goal
 from tasks.core.recipe import Recipe
 
 LATENCY_CLASSES = ("w8a8", "bf16", "fp32")  # fewer bits are no faster on a CPU; from the least accurate to the most
+QUANTISABLE = ("linear", "conv")
 WEIGHT_BITS = tuple(f"w{b}" for b in range(3, 9))
 ACTIVATION_BITS = tuple(f"a{b}" for b in range(3, 9))
 
@@ -26,11 +28,21 @@ class Times:
 
     layers: Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # (layer, precision) -> (density, time) by rising density
     remainders: Mapping[str, float]                                  # precision -> whole dense model less its layers
+    changes: Mapping[frozenset[str], float] = field(default_factory=dict)  # two precisions -> time of a change
 
     def of(self, layer: str, precision: str, density: float = 1.0) -> float:
         """Between measured densities it is interpolated. A layer that was not profiled is in the remainder."""
         points = self.layers.get((layer, precision), ((1.0, 0.0),))
         return float(np.interp(density, *zip(*points, strict=True)))
+
+    def remainder(self, tokens: Mapping[str, str]) -> float:
+        """Mean of the precisions' remainders, weighted by the layers' times in fp32."""
+        weights = [self.of(layer, "fp32") for layer in tokens]
+        return float(np.average([self.remainders[token] for token in tokens.values()], weights=weights))
+
+    def changing(self, tokens: Iterable[str]) -> float:
+        """What the changes of precision from each layer to the next take together."""
+        return sum(self.changes.get(frozenset(pair), 0.0) for pair in itertools.pairwise(tokens))
 
 
 def read_times(folder: Path, backend: str, batch: int, grain: str | None) -> Times:
@@ -42,12 +54,29 @@ def read_times(folder: Path, backend: str, batch: int, grain: str | None) -> Tim
     whole = {token_of(row): float(row["time_us"]) for row in rows_of(folder / "model.csv", backend, batch)}
     by_density = {key: sorted(points) for key, points in layers.items()}
     remainders = {token: time - sum(points[-1][1] for (_, of), points in by_density.items() if of == token)
-                  for token, time in whole.items()}
-    return Times(by_density, remainders)
+                  for token, time in whole.items() if "+" not in token}
+    kinds = {row["layer"]: row["kind"] for row in rows_of(folder / "layers.csv", backend, batch)}
+    return with_changes(Times(by_density, remainders), whole, kinds)
+
+
+def with_changes(times: Times, whole: Mapping[str, float], kinds: Mapping[str, str]) -> Times:
+    """What a change costs: the time of a model whose layers take turns, less what the additive model says of it.
+
+    whole: times of whole models, those of `w8a8+bf16` among them. kinds: of layers and products, in the order of their calls.
+    """
+    changes = {}
+    for name, time in whole.items():
+        if "+" in name:
+            turns = itertools.cycle(name.split("+"))
+            tokens = {layer: next(turns) if kind in QUANTISABLE else "fp32" for layer, kind in kinds.items()}
+            additive = sum(times.of(layer, token) for layer, token in tokens.items()) + times.remainder(tokens)
+            count = sum(kind in QUANTISABLE for kind in kinds.values()) - 1
+            changes[frozenset(name.split("+"))] = max(0.0, (time - additive) / count)
+    return replace(times, changes=changes)
 
 
 def token_of(row: Mapping[str, str]) -> str:
-    return "w8a8" if row["precision"] == "int8" else row["precision"]
+    return row["precision"].replace("int8", "w8a8")
 
 
 def rows_of(path: Path, backend: str, batch: int) -> list[dict[str, str]]:
@@ -61,15 +90,16 @@ def rows_of(path: Path, backend: str, batch: int) -> list[dict[str, str]]:
 
 
 def latency(costs: Sequence[LayerCost], times: Times, dense: Recipe) -> RecipeCost:
-    """Time over that of the dense recipe at fp32. A skipped sublayer saves its layers, nothing of the remainder."""
+    """Time over that of the dense recipe at fp32. A skipped sublayer saves its layers, nothing of the remainder
+    and no change of precision."""
     time = functools.cache(times.of)
-    fp32 = {c.name: time(c.name, "fp32") for c in costs}
+    layers = [c.name for c in costs if quantisable(c)]
 
     def of(recipe: Recipe) -> float:
         tokens = {c.name: recipe.precision.get(c.name, "fp32") for c in costs}
-        layers = sum(time(c.name, tokens[c.name], density(c, recipe)) * evaluations(c, recipe) for c in costs)
-        remainder = sum(times.remainders[tokens[name]] * weight for name, weight in fp32.items()) / sum(fp32.values())
-        return layers + recipe.nfe * remainder
+        computed = sum(time(c.name, tokens[c.name], density(c, recipe)) * evaluations(c, recipe) for c in costs)
+        every_step = times.remainder(tokens) + times.changing(tokens[layer] for layer in layers)
+        return computed + recipe.nfe * every_step
 
     whole = of(dense)
     return lambda recipe: of(recipe) / whole
@@ -97,8 +127,8 @@ def bound_of(goal: Goal) -> float:
 
 
 def quantisable(cost: LayerCost) -> bool:
-    """Linear and Conv2d; products of activations stay as they are."""
-    return cost.kind in ("linear", "conv")
+    """Products of activations stay as they are."""
+    return cost.kind in QUANTISABLE
 
 
 def precision_menus(target: str, layers: Sequence[str], times: Times | None) -> tuple[tuple[str, ...], ...]:

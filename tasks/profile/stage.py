@@ -5,6 +5,7 @@ Writes: layers.csv (layer, kind, backend, precision, grain, density, batch, time
 time_us, spread), machine.json. Times are of one evaluation of a whole batch, medians of interleaved repeats. density is the
 kept share of the layer's weights: grain 2:4 is zeros in a dense kernel, grain unit is hidden units taken away. `int8` of
 backend eager is the emulation in fp32 that a search runs, not a fast kernel. spread: interquartile range over the median.
+A precision of two names in model.csv, such as int8+bf16: the layers take turns, so every change between them shows its cost.
 Left out: CUDA and its semi-structured kernels; a CPU has none, there 2:4 is a matter of storage. Not byte-deterministic.
 """
 
@@ -38,7 +39,9 @@ from tasks.runtime.precision import apply_precision, calibrate_ranges, live_prec
 
 INPUTS = ("pretrain_load",)
 TOKENS = {"fp32": "fp32", "bf16": "bf16", "int8": "w8a8"}  # the table's precision -> a recipe's token
+TURNS = tuple("+".join(pair) for pair in itertools.combinations(TOKENS, 2))
 BACKENDS = ("eager", "openvino")
+WHOLE = ("dense", "turns")  # the cells that are timed as whole models: nothing pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +74,12 @@ class Cell:
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = load(inputs["pretrain_load"] / "teacher")
     costs = layer_costs(teacher)
-    count = (2 + len(params.densities)) * len(TOKENS) * len(BACKENDS) * len(params.batches)
+    count = len(list(forms_and_precisions(teacher.model, params.densities))) * len(BACKENDS) * len(params.batches)
     cells = list(track(make_cells(teacher, costs, params), count, "profile: prepare"))
     wholes, by_layer = measure(cells, params.repeats)
     shapes = {name: tuple(m.weight.shape) for name, m in teacher.prunable_layers().items()}
     layers = [row for cell, times in zip(cells, by_layer, strict=True) for row in layer_rows(cell, costs, shapes, times)]
-    models = [model_row(cell, times) for cell, times in zip(cells, wholes, strict=True) if cell.grain == "dense"]
+    models = [model_row(cell, times) for cell, times in zip(cells, wholes, strict=True) if cell.grain in WHOLE]
     write_csv(out / "layers.csv", layers)
     write_csv(out / "model.csv", models)
     write_json(out / "machine.json", machine())
@@ -90,7 +93,7 @@ def machine() -> dict:
 
 
 def make_cells(teacher: Denoiser, costs: Sequence[LayerCost], params: Params) -> Iterator[Cell]:
-    for (grain, model, density), precision in itertools.product(forms(teacher.model, params.densities), TOKENS):
+    for (grain, model, density), precision in forms_and_precisions(teacher.model, params.densities):
         live = at_precision(model, precision, example(teacher, batch=8))
         with tempfile.TemporaryDirectory() as folder:
             export(live, Recipe(timesteps=(0,), precision=live_precision(live)), folder)
@@ -100,9 +103,14 @@ def make_cells(teacher: Denoiser, costs: Sequence[LayerCost], params: Params) ->
                 yield Cell("eager", precision, grain, density, batch, eager_probe(live, costs, whole), whole)
                 # counting nodes costs time, so the whole model is timed on a second copy without counters
                 counting = open_graph(folder, batch, torch.get_num_threads(), PERF_COUNT=True)
-                plain = open_graph(folder, batch, torch.get_num_threads()) if grain == "dense" else counting
+                plain = open_graph(folder, batch, torch.get_num_threads()) if grain in WHOLE else counting
                 yield Cell("openvino", precision, grain, density, batch, graph_probe(counting, costs, inputs),
                            partial(plain, *inputs, 0))
+
+
+def forms_and_precisions(model: nn.Module, densities: Sequence[float]) -> Iterator[tuple[tuple, str]]:
+    yield from itertools.product(forms(model, densities), TOKENS)
+    yield from itertools.product([("turns", model, {})], TURNS)
 
 
 def forms(model: nn.Module, densities: Sequence[float]) -> Iterator[tuple[str, nn.Module, dict[str, float]]]:
@@ -114,10 +122,12 @@ def forms(model: nn.Module, densities: Sequence[float]) -> Iterator[tuple[str, n
 
 
 def at_precision(model: nn.Module, precision: str, inputs: tuple) -> nn.Module:
-    """A copy with every Linear and Conv2d that runs at one precision. Ranges are rough: they decide quality, not time."""
+    """A copy with every Linear and Conv2d that runs at one precision, or taking turns between the two of `int8+bf16`.
+    Ranges are rough: they decide quality, not time."""
     live = copy.deepcopy(model)
-    ranges = calibrate_ranges(live, [inputs]) if precision == "int8" else {}
-    apply_precision(live, dict.fromkeys(ranges or layers_of(live), TOKENS[precision]), ranges)
+    ranges = calibrate_ranges(live, [inputs]) if "int8" in precision else {}
+    tokens = itertools.cycle(TOKENS[name] for name in precision.split("+"))  # turns without end
+    apply_precision(live, dict(zip(ranges or layers_of(live), tokens)), ranges)  # noqa: B905
     return live
 
 
@@ -140,7 +150,7 @@ def measure(cells: Sequence[Cell], repeats: int) -> tuple[list[list[float]], lis
     by_layer: list[dict[str, list[float]]] = [defaultdict(list) for _ in cells]
     for turn in track(range(repeats + 1), repeats + 1, "profile: measure"):
         for i, cell in enumerate(cells):
-            spent, whole = cell.probe(), seconds(cell.evaluate) if cell.grain == "dense" else 0.0
+            spent, whole = cell.probe(), seconds(cell.evaluate) if cell.grain in WHOLE else 0.0
             if turn > 0:
                 wholes[i].append(1e6 * whole)
                 for name, time_us in spent.items():

@@ -1,5 +1,7 @@
 """Costs on arithmetic done by hand, and the menus that the target allows."""
 
+from dataclasses import replace
+
 import pytest
 
 from tasks.core.cost import LayerCost
@@ -24,6 +26,22 @@ def test_latency_by_hand():
     assert cost(DENSE) == 1.0
     assert cost(Recipe(timesteps=(3, 0))) == 0.5
     assert cost(Recipe(timesteps=(3, 0), precision={"a": "w8a8"})) == pytest.approx(2 * (1 + 6 + 0.4 * 5 + 0.6 * 10) / 80)
+
+
+def test_changes_of_precision_are_paid_for_at_every_step():
+    times = replace(TIMES, changes={frozenset(("w8a8", "fp32")): 1.5})
+    cost = latency(COSTS, times, DENSE)
+    assert cost(Recipe(timesteps=(3, 0), precision={"a": "w8a8", "b": "w8a8"})) == 2 * (1 + 5 + 5) / 80
+    assert cost(Recipe(timesteps=(3, 0), precision={"a": "w8a8"})) == pytest.approx(2 * (1 + 6 + 0.4 * 5 + 0.6 * 10 + 1.5) / 80)
+
+
+def test_a_change_costs_what_the_additive_model_misses_where_layers_take_turns(tmp_path):
+    write_profile(tmp_path)
+    with (tmp_path / "model.csv").open("a") as file:
+        file.write("openvino,int8+fp32,8,181,0\n")
+    additive = 16 + 120 + (80 * 10 + 120 * 30) / 200  # a at int8, b at fp32; remainders 10 and 30
+    changes = read_times(tmp_path, "openvino", 8, "unit").changes
+    assert changes == {frozenset(("w8a8", "fp32")): pytest.approx(181 - additive)}
 
 
 def test_latency_counts_what_the_cache_plan_computes():

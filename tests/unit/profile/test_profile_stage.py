@@ -78,12 +78,14 @@ def test_every_layer_has_every_row(profiled):
 def test_whole_models_are_timed_and_predicted(profiled):
     folder, report = profiled
     whole, table = pd.read_csv(folder / "model.csv"), load_layers(folder)
-    assert list(whole.columns) == ["backend", "precision", "batch", "time_us", "spread"] and len(whole) == 6
+    assert list(whole.columns) == ["backend", "precision", "batch", "time_us", "spread"] and len(whole) == 12
     names = [c.name for c in layer_costs(load(folder / "teacher"))]
     for row in whole.itertuples():
+        assert report.timings[f"{row.backend}.{row.precision}.b2.time_us"] == row.time_us
+        if row.precision in stage.TURNS:
+            continue
         plan = dict.fromkeys(names, stage.TOKENS[row.precision])
         assert additive_latency(table, plan, {}, row.backend, 2) == pytest.approx(row.time_us)
-        assert report.timings[f"{row.backend}.{row.precision}.b2.time_us"] == row.time_us
 
 
 def test_the_machine_is_described_without_its_name(profiled):
