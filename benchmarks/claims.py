@@ -6,7 +6,6 @@ there is "not measured", which is no failure and no pass: nothing is measured he
 
 import argparse
 import csv
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +93,9 @@ def values(rows: list[dict], metric: str) -> list[float]:
 @claim("spine")
 def teacher_class_accuracy(root: Path) -> Outcome:
     """A classifier of the real train split agrees with the label of 1,000 samples (50 steps, guidance 1) or more."""
-    found = report(root, "pretrain_load")
-    enough = any(re.fullmatch(r"fid_\d+k", key) for key in found)  # the name tells how many were sampled
-    return at_least(0.95, [found["class_accuracy"]] if enough and "class_accuracy" in found else [])
+    cards = [read_json(path) for path in sorted((root / "tasks" / "pretrain_load" / "teachers").glob("*/card.json"))]
+    return at_least(0.95, [card["class_accuracy"] for card in cards if "class_accuracy" in card and card["samples"] >= 1000
+                           and card["sampling_steps"] == 50])
 
 
 @claim("spine")

@@ -136,10 +136,14 @@ def timed_steps(recipe: Recipe, batch: int, most: int) -> int:
 
 
 def timed_rows(shipped: Mapping[str, Shipped], batch: int, params: Params) -> list[dict]:
-    """A row of the table for every variant and backend at one batch size."""
-    cases = [timing_case(name, s, backend, batch, params.timed_steps) for name, s in shipped.items() for backend in BACKENDS]
-    times = interleaved(cases, warmup=params.warmup, min_repeats=params.min_repeats, max_repeats=params.max_repeats,
-                        budget_s=params.budget_s / len(params.batches))
+    """A row of the table for every variant and backend at one batch size. Backends do not share their rounds: most of a round
+    would be eager's, and the backend that ships would be timed too seldom."""
+    times, cases = {}, []
+    for backend in BACKENDS:
+        found = [timing_case(name, s, backend, batch, params.timed_steps) for name, s in shipped.items()]
+        times |= interleaved(found, warmup=params.warmup, min_repeats=params.min_repeats, max_repeats=params.max_repeats,
+                             budget_s=params.budget_s / len(params.batches) / len(BACKENDS))
+        cases += found
     return [{"variant": case.variant, "backend": case.backend, "batch": batch, "nfe": shipped[case.variant].recipe.nfe,
              "timed_steps": timed_steps(shipped[case.variant].recipe, batch, params.timed_steps),
              **summary(times[case.key], batch)} for case in cases]

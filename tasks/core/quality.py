@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+STRATUM = 20  # samples of a class from which on a bootstrap keeps classes apart
 ROWS = 1024  # rows of a distance or kernel matrix held at once: 80 MB against 10,000 columns
 
 
@@ -37,7 +38,7 @@ def features_and_logits(net: nn.Module, images: np.ndarray, batch: int = 250) ->
 
 @dataclass(frozen=True)
 class Gaussian:
-    """mu (D,) and sigma (D, D) of a set of features."""
+    """mu (..., D) and sigma (..., D, D) of a set of features, or of each resample of one."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -49,20 +50,21 @@ class Gaussian:
 
 
 def sqrt_psd(matrix: np.ndarray) -> np.ndarray:
-    """Symmetric square root of a positive semi-definite (D, D) matrix."""
+    """Symmetric square root of positive semi-definite (..., D, D) matrices."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return (vectors * np.sqrt(values.clip(0))[..., None, :]) @ vectors.swapaxes(-1, -2)
 
 
 def frechet_distance(mu: np.ndarray, sigma: np.ndarray, reference: Gaussian) -> np.ndarray:
     """|mu - mu_r|^2 + tr(S + S_r - 2 (S S_r)^(1/2)) (Heusel et al., arXiv 1706.08500, eq. 6).
 
-    mu: (..., D), sigma: (..., D, D) -> (...). S S_r has the eigenvalues of the symmetric S_r^(1/2) S S_r^(1/2): no general
-    matrix root is needed, and rank-deficient covariances (fewer samples than features) need no offset.
+    mu: (..., D), sigma: (..., D, D), a reference of the same shape or without the leading axes -> (...). S S_r has the
+    eigenvalues of the symmetric S_r^(1/2) S S_r^(1/2): no general matrix root is needed, and
+    rank-deficient covariances (fewer samples than features) need no offset.
     """
     root = sqrt_psd(reference.sigma)
     cross = np.sqrt(np.linalg.eigvalsh(root @ sigma @ root).clip(0)).sum(-1)
-    traces = np.trace(sigma, axis1=-2, axis2=-1) + np.trace(reference.sigma)
+    traces = np.trace(sigma, axis1=-2, axis2=-1) + np.trace(reference.sigma, axis1=-2, axis2=-1)
     return ((mu - reference.mu) ** 2).sum(-1) + traces - 2 * cross
 
 
@@ -70,6 +72,15 @@ def fid(x: np.ndarray, reference: Gaussian) -> float:
     """Frechet distance of features (N, D) to the reference. Biased upwards by O(1/N): compare at equal N only."""
     own = Gaussian.of(x)
     return float(frechet_distance(own.mu, own.sigma, reference))
+
+
+def evenly(total: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """n of `total` indices, evenly spread over the classes: as many of each as samples have. labels: (total,) or None.
+
+    Drawn regardless of class, 1,000 real MNIST images score a FID of 0.20 and more in place of 0.14.
+    """
+    order = np.arange(total) if labels is None else np.argsort(labels, kind="stable")
+    return order[np.linspace(0, total - 1, min(n, total)).astype(int)]
 
 
 def fid_name(n: int) -> str:
@@ -172,8 +183,17 @@ def resample_counts(n: int, resamples: int, rng: np.random.Generator, strata: np
     return counts
 
 
-def bootstrap_fid(x: np.ndarray, reference: Gaussian, counts: np.ndarray) -> np.ndarray:
-    """FID of every resample; x: (N, D), counts: (B, N) -> (B,).
+def strata_of(labels: np.ndarray | None) -> np.ndarray | None:
+    """The strata that a bootstrap may keep: classes, where each has STRATUM samples or more.
+
+    In a stratum of m samples a resample varies by (m - 1) / m of what fresh samples do, by nothing at m = 1; without strata the
+    bound is wider than it need be, which is the safe side.
+    """
+    return None if labels is None or np.unique(labels, return_counts=True)[1].min() < STRATUM else labels
+
+
+def resampled(x: np.ndarray, counts: np.ndarray) -> Gaussian:
+    """Of every resample; x: (N, D), counts: (B, N) -> mu (B, D), sigma (B, D, D).
 
     All second moments are one matrix product, counts (B, N) x outer products (N, D (D + 1) / 2).
     """
@@ -185,8 +205,13 @@ def bootstrap_fid(x: np.ndarray, reference: Gaussian, counts: np.ndarray) -> np.
     moments = counts @ (centred[:, upper[0]] * centred[:, upper[1]])
     sigma = np.empty((len(counts), d, d))
     sigma[:, upper[0], upper[1]] = sigma[:, upper[1], upper[0]] = moments
-    sigma = (sigma - n * means[:, :, None] * means[:, None, :]) / (n - 1)
-    return frechet_distance(means + centre, sigma, reference)
+    return Gaussian(means + centre, (sigma - n * means[:, :, None] * means[:, None, :]) / (n - 1))
+
+
+def bootstrap_fid(x: np.ndarray, reference: Gaussian, counts: np.ndarray) -> np.ndarray:
+    """FID of every resample; x: (N, D), counts: (B, N), reference: one, or one of each resample -> (B,)."""
+    found = resampled(x, counts)
+    return frechet_distance(found.mu, found.sigma, reference)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,12 @@ def load_reference(folder: str | Path, which: str) -> Gaussian:
     return Gaussian(*(np.load(Path(folder) / f"reference_{which}_{part}.npy") for part in ("mu", "sigma")))
 
 
+def load_labels(folder: str | Path, part: str) -> np.ndarray | None:
+    """(N,) int64, None without classes; part: train | holdout, folder: the artifact of the stage data."""
+    path = Path(folder) / f"{part}_labels.npy"
+    return np.load(path) if path.exists() else None
+
+
 class Inception(nn.Module):
     """A user's own TorchScript file as a feature net: NCHW in [-1, 1] -> (features (N, D),).
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from tasks.core.artifacts import Inputs, Report, hash_file, write_json
 from tasks.core.params import check_choice, check_range
-from tasks.core.quality import Gaussian, features, features_and_logits, fid, fid_name
+from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
 from tasks.data.features import NETS, FeatureNet, Inception, quarter_turns, save_feature_net, train_feature_net
 from tasks.data.images import load_images, split
 
@@ -61,7 +61,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     configs = {which: {**net, "channels": params.channels, "classes": num_classes or 4} for which, net in NETS.items()}
     numbers = {which: add_feature_net(which, config, train, holdout, params, out) for which, config in configs.items()}
     if params.inception is not None:
-        numbers["inception"] = add_reference("inception", Inception(params.inception), train[0], holdout[0], params.seed, out)
+        numbers["inception"] = add_reference("inception", Inception(params.inception), train, holdout[0], out)
     write_json(out / "data.json", {**describe(params), "num_classes": num_classes, "feature_nets": configs,
                                    "train": len(train[0]), "holdout": len(holdout[0])})
     return Report({**numbers, "train": len(train[0]), "holdout": len(holdout[0]), "num_classes": num_classes,
@@ -74,7 +74,7 @@ def add_feature_net(which: str, config: dict, train: tuple, holdout: tuple, para
     net = train_feature_net(config, images.float() / 127.5 - 1, labels, epochs=params.epochs, batch=params.batch, lr=params.lr,
                             seed=params.seed * len(NETS) + list(NETS).index(which), label=f"features_{which}")
     save_feature_net(net, out, which)
-    return accuracy(net, *holdout, params.seed) | add_reference(which, net, train[0], holdout[0], params.seed, out)
+    return accuracy(net, *holdout, params.seed) | add_reference(which, net, train, holdout[0], out)
 
 
 def accuracy(net: FeatureNet, images: np.ndarray, labels: np.ndarray | None, seed: int) -> dict[str, float]:
@@ -86,13 +86,14 @@ def accuracy(net: FeatureNet, images: np.ndarray, labels: np.ndarray | None, see
     return {name: float((features_and_logits(net, images)[1].argmax(1) == labels).mean())}
 
 
-def add_reference(which: str, net: nn.Module, train: np.ndarray, holdout: np.ndarray, seed: int, out: Path) -> dict[str, float]:
-    """Save the holdout's statistics; -> what real images score: FID of a random part of train, `fid_1k_real`."""
+def add_reference(which: str, net: nn.Module, train: tuple, holdout: np.ndarray, out: Path) -> dict[str, float]:
+    """Save the holdout's statistics; -> what real images score, `fid_1k_real`: train's FID, as many of each class."""
     reference = Gaussian.of(features(net, holdout))
     np.save(out / f"reference_{which}_mu.npy", reference.mu)
     np.save(out / f"reference_{which}_sigma.npy", reference.sigma)
-    part = np.random.default_rng(seed).permutation(len(train))[:REAL]
-    return {f"{fid_name(len(part))}_real": fid(features(net, train[part]), reference)}
+    images, labels = train
+    part = evenly(len(images), REAL, labels)
+    return {f"{fid_name(len(part))}_real": fid(features(net, images[part]), reference)}
 
 
 def describe(params: Params) -> dict:

@@ -73,28 +73,44 @@ def fidelities(features: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarra
     return numbers
 
 
-def losses(features: Mapping[str, np.ndarray], reference: Gaussian, labels: np.ndarray | None, margin: float, resamples: int,
-           rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Relative FID increase of every variant over dense, by paired bootstrap over the same resamples.
+def losses(features: Mapping[str, np.ndarray], judge: Judge, labels: np.ndarray | None, margin: float, resamples: int,
+           rng: np.random.Generator, real: float | None = None) -> dict[str, dict[str, float]]:
+    """Relative FID increase of every variant over dense, by paired bootstrap: the same resamples of the seeds for all variants,
+    and of the holdout, whose own noise is the larger part from 10,000 samples on.
 
-    loss, loss_upper95: the estimate and its one-sided bound. loss_p_holm: p-value of "worse by `margin` or more", adjusted for
-    the number of variants. Where there is a dull_best, compressed has loss_to_dull_best and its bound too.
+    fid_sd: standard deviation of the variant's own FID; fid_real: `real`, in the row of dense. loss, loss_upper95: the
+    estimate and its one-sided bound. loss_p_holm: p-value of "worse by `margin` or more", adjusted for the number of variants.
+    loss_above_real: the increase over what dense has beyond `real`, the FID of as many real images; the plain loss divides by a
+    FID that is in part the bias of few samples. Where there is a dull_best, compressed has loss_to_dull_best and its bound too.
     """
-    counts = quality.resample_counts(len(features["dense"]), resamples, rng, labels)
-    fids = {name: quality.fid(x, reference) for name, x in features.items()}
+    counts = quality.resample_counts(len(features["dense"]), resamples, rng, quality.strata_of(labels))
+    drawn = quality.resample_counts(len(judge.features), resamples, rng, quality.strata_of(judge.labels))
+    reference = quality.resampled(judge.features, drawn)
+    fids = {name: quality.fid(x, judge.reference) for name, x in features.items()}
     resampled = {name: quality.bootstrap_fid(x, reference, counts) for name, x in features.items()}
 
     def difference(name: str, base: str) -> quality.Difference:
         return quality.relative_difference(fids[name], fids[base], resampled[name], resampled[base])
 
+    numbers: dict[str, dict[str, float]] = {name: {"fid_sd": float(np.std(x, ddof=1))} for name, x in resampled.items()}
+    numbers["dense"] |= {} if real is None else {"fid_real": real}
     found = {name: difference(name, "dense") for name in features if name != "dense"}
     adjusted = quality.holm({name: d.p_worse_by(margin) for name, d in found.items()})
-    numbers = {name: {"loss": d.estimate, "loss_upper95": d.upper95, "loss_p_holm": adjusted[name]}
-               for name, d in found.items()}
+    for name, d in found.items():
+        numbers[name] |= {"loss": d.estimate, "loss_upper95": d.upper95, "loss_p_holm": adjusted[name]}
+        if real is not None and fids["dense"] > real:
+            numbers[name]["loss_above_real"] = (fids[name] - fids["dense"]) / (fids["dense"] - real)
     if "dull_best" in features:
         dull = difference("compressed", "dull_best")
         numbers["compressed"] |= {"loss_to_dull_best": dull.estimate, "loss_to_dull_best_upper95": dull.upper95}
     return numbers
+
+
+def real_fid(train: np.ndarray, labels: np.ndarray | None, n: int, judge: Judge) -> float | None:
+    """What n real images score; None where there are not so many. train: (N, C, H, W) uint8, labels: (N,) or None."""
+    if len(train) < n:
+        return None
+    return quality.fid(quality.features(judge.net, train[quality.evenly(len(train), n, labels)]), judge.reference)
 
 
 def memorised(images: np.ndarray, train: np.ndarray, holdout: np.ndarray, rng: np.random.Generator) -> dict[str, float]:

@@ -23,7 +23,7 @@ from tasks.core.progress import track
 from tasks.core.quality import features, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS
-from tasks.data.features import load_feature_net, load_inception, load_reference
+from tasks.data.features import load_feature_net, load_inception, load_labels, load_reference
 from tasks.fid import dull, measure
 from tasks.fid.measure import Judge, Seen
 from tasks.fid.sampling import Job, Sampler, sample_jobs
@@ -135,22 +135,18 @@ def measured(images: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], 
     """Every number of every variant, on the report net; num_classes: of the teacher."""
     data, rng = inputs["data"], np.random.default_rng(params.seed)
     train, holdout = np.load(data / "train.npy"), np.load(data / "holdout.npy")
-    judge = Judge.of(load_feature_net(data, "report"), holdout, holdout_labels(data), load_reference(data, "report"))
+    judge = Judge.of(load_feature_net(data, "report"), holdout, load_labels(data, "holdout"), load_reference(data, "report"))
     seen = {name: Seen.of(judge, found) for name, found in images.items()}
     labels = np.arange(params.samples) % num_classes if num_classes else None  # as sampler.labels_for
     rows = {name: measure.distribution(s, judge, labels) for name, s in track(seen.items(), len(seen), "fid: metrics")}
     found = {name: s.features for name, s in seen.items()}
     dense_twins = {name: features(judge.net, x) for name, x in twins.items()}
     add(rows, measure.fidelities(found, dense_twins, features(judge.net, finer)))
-    add(rows, measure.losses(found, judge.reference, labels, params.goal.max_quality_loss, params.resamples, rng))
+    real = measure.real_fid(train, load_labels(data, "train"), params.samples, judge)
+    add(rows, measure.losses(found, judge, labels, params.goal.max_quality_loss, params.resamples, rng, real))
     add(rows, {name: measure.memorised(images[name], train, holdout, rng) for name in ("dense", "compressed")})
     add(rows, inception_fids(images, data))
     return rows
-
-
-def holdout_labels(data: Path) -> np.ndarray | None:
-    path = data / "holdout_labels.npy"
-    return np.load(path) if path.exists() else None
 
 
 def add(rows: dict[str, dict], more: Mapping[str, dict]) -> None:

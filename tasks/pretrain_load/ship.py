@@ -1,7 +1,7 @@
 """`python -m tasks.pretrain_load.ship NAME`: turn a teacher that was just trained into one that ships with the repository.
 
 Reads artifacts/pretrain_load, artifacts/data, params.yaml and the stage's report; writes teachers/NAME: fp16 safetensors,
-the curve, a grid of samples and the model card, all of it computed from what was measured.
+the curve, a grid of samples and the model card (card.json in words), all of it computed from what was measured.
 """
 
 import csv
@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from tasks.core import denoiser as denoisers
-from tasks.core.artifacts import ARTIFACTS, REPORTS, read_json, validate
+from tasks.core.artifacts import ARTIFACTS, REPORTS, read_json, validate, write_json
 from tasks.core.params import read_params
 from tasks.core.quality import memorisation
 from tasks.pretrain_load.stage import TEACHERS
 
 CARD = """# {name}
 
-{architecture} on the train split of {source} ({train_images} images of {size} x {size}),
+{architecture} on the train split of {source} ({train_images:,} images of {size} x {size}),
 {parameters:,} parameters, velocity prediction on a cosine schedule of 1,000 steps. Stored in fp16; loaded in fp32.
 
 | | |
@@ -33,10 +33,10 @@ CARD = """# {name}
 {measured}
 | nearest training image | {nn_train:.3f} (median pixel distance, as many images as the holdout) |
 | nearest holdout image | {nn_holdout:.3f} |
-| memorisation | {excess:+.3f} excess share nearest to a training image (0: none, 1: all) |
+| memorisation | {memorised:+.3f} excess share nearest to a training image (0: none, 1: all) |
 
-Measured on {bank} samples of 50 DDIM steps without guidance; the judge is the report net of stage `data`, trained on the
-real train split. The first 80 of them, uncurated:
+Measured on {samples:,} samples of {sampling_steps} DDIM steps without guidance; the judge is the report net of stage `data`,
+trained on the real train split. The first 80 of them, uncurated:
 
 ![samples](samples.png)
 """
@@ -55,19 +55,24 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float64) / 255
 
 
-def card(name: str, trained: Path, data: Path, params: dict, curve: list[tuple[str, str]]) -> str:
-    bank, how = np.load(trained / "bank.npy"), dict(params["pretrain_load"]["train"])
+def measure(trained: Path, data: Path, bank_steps: int) -> dict:
+    """What card.json holds: the stage's report, how its samples were made, memorisation in pixels."""
+    bank = np.load(trained / "bank.npy")
     real = [flat(np.load(data / f"{part}.npy")) for part in ("train", "holdout")]
     memory = memorisation(flat(bank), *real, np.random.default_rng(0))
-    report = read_json(REPORTS / "pretrain_load.json")
+    return {**read_json(REPORTS / "pretrain_load.json"), "train_images": len(real[0]), "samples": len(bank),
+            "sampling_steps": bank_steps, "nn_train": memory.nn_train, "nn_holdout": memory.nn_holdout,
+            "memorised": memory.excess}
+
+
+def card(name: str, numbers: dict, params: dict, curve: list[tuple[str, str]]) -> str:
+    how = params["pretrain_load"]["train"]
     architecture = {"dit": "Class-conditional DiT (`DiTTransformer2DModel`)", "unet": "Unconditional UNet (`UNet2DModel`)"}
+    quality = {k: v for k, v in sorted(numbers.items()) if k == "class_accuracy" or k.startswith("fid")}
     return CARD.format(
-        name=name, architecture=architecture[how["architecture"]], source=params["data"]["source"], size=params["data"]["size"],
-        train_images=f"{len(real[0]):,}", parameters=report["parameters"], seed=params["pretrain_load"]["seed"],
-        values=", ".join(f"{k} {v}" for k, v in how.items()), loss=float(curve[-1][1]), steps=int(curve[-1][0]),
-        bank=f"{len(bank):,}",
-        measured="\n".join(f"| {k} | {v:.4f} |" for k, v in sorted(report.items()) if k != "parameters"),
-        nn_train=memory.nn_train, nn_holdout=memory.nn_holdout, excess=memory.excess)
+        **numbers, name=name, architecture=architecture[how["architecture"]], source=params["data"]["source"],
+        size=params["data"]["size"], seed=params["pretrain_load"]["seed"], values=", ".join(f"{k} {v}" for k, v in how.items()),
+        loss=float(curve[-1][1]), steps=int(curve[-1][0]), measured="\n".join(f"| {k} | {v:.4f} |" for k, v in quality.items()))
 
 
 def main(name: str) -> None:
@@ -81,7 +86,10 @@ def main(name: str) -> None:
     with open(folder / "curve.csv", newline="") as file:
         curve = list(csv.reader(file))
     grid(np.load(trained / "bank.npy")[:80], columns=20).save(folder / "samples.png")
-    (folder / "README.md").write_text(card(name, trained, data, read_params(), curve[1:]))
+    params = read_params()
+    numbers = measure(trained, data, params["pretrain_load"]["bank_steps"])
+    write_json(folder / "card.json", numbers)
+    (folder / "README.md").write_text(card(name, numbers, params, curve[1:]))
     print(f"{folder}: {sum(p.stat().st_size for p in folder.rglob('*.safetensors')) / 1e6:.2f} MB")
 
 

@@ -18,10 +18,10 @@ from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import check_choice, check_range
 from tasks.core.progress import track
-from tasks.core.quality import Gaussian, features, features_and_logits, fid, fid_name
+from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import labels_for, sample_in_chunks, spaced_timesteps
-from tasks.data.features import load_feature_net
+from tasks.data.features import load_feature_net, load_labels
 from tasks.pretrain_load import architectures
 from tasks.pretrain_load.train import train, zero_init
 
@@ -159,10 +159,10 @@ def judge(bank: np.ndarray, labels: torch.Tensor | None, data: Path) -> dict:
     net = load_feature_net(data, "report")
     reference = Gaussian(*(np.load(data / f"reference_report_{part}.npy") for part in ("mu", "sigma")))
     train_images = np.load(data / "train.npy")
-    evenly = np.linspace(0, len(train_images) - 1, min(len(bank), len(train_images))).astype(int)  # stored class by class
+    real = train_images[evenly(len(train_images), len(bank), load_labels(data, "train"))]
     found, logits = features_and_logits(net, bank)
     name = fid_name(len(bank))
-    numbers = {name: fid(found, reference), f"{name}_real": fid(features(net, train_images[evenly]), reference)}
+    numbers = {name: fid(found, reference), f"{name}_real": fid(features(net, real), reference)}
     if labels is not None:
         numbers["class_accuracy"] = float((logits.argmax(1) == labels.numpy()).mean())
     return numbers

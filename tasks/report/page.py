@@ -53,7 +53,7 @@ def headline(verdict: Verdict) -> str:
     goal = "goal met" if verdict.met else "goal not met"
     if verdict.beats_dull_best:
         return f"{goal.capitalize()}; beats what few steps and a lower precision give"
-    return f"No better than few steps and a lower precision; {goal}"
+    return f"Not shown to beat few steps and a lower precision; {goal}"
 
 
 def html_table(rows: dict[str, Row], columns: Sequence[Column]) -> dict:

@@ -63,7 +63,8 @@ def quality_columns(rows: dict[str, Row]) -> list[Column]:
     """What decides."""
     fid, relative = fid_key(rows), {"unit": 0.01, "form": "{} %", "sign": "+", "decimals": 1}
     return [quality("nfe", "NFE", decimals=0), quality(fid, fid), quality("loss", "vs dense", **relative),
-            quality("loss_upper95", "95 % bound", **relative), quality("fidelity", "fidelity")]
+            quality("loss_upper95", "95 % bound", **relative),
+            quality("loss_above_real", "above real", **relative | {"decimals": 0}), quality("fidelity", "fidelity")]
 
 
 def other_quality_columns() -> list[Column]:
@@ -71,7 +72,7 @@ def other_quality_columns() -> list[Column]:
     rate = {"unit": 0.01, "form": "{} %", "decimals": 1, "group": "more on quality"}
     return [quality("precision", "precision", **rate), quality("recall", "recall", **rate),
             quality("class_accuracy", "class acc.", **rate), quality("memorised", "memorised", **rate),
-            quality("kid", "KID", group="more on quality"),
+            quality("kid", "KID", group="more on quality"), quality("fid_sd", "± FID", group="more on quality"),
             quality("fidelity_same_solver", "fidelity, same solver", group="more on quality")]
 
 
@@ -109,13 +110,18 @@ def all_columns(rows: dict[str, Row], setting: tuple[str, int]) -> list[Column]:
     ordered = sorted(settings(rows), key=lambda other: other != setting)
     speed = [column for each in ordered for column in speed_columns(rows, each)]
     found = (*quality_columns(rows), *speed, *cost_columns(rows), *other_quality_columns())
-    return [column for column in found if any(column.value(row) is not None for row in rows.values())]
+    return measured(found, rows)
 
 
-def compact_columns(rows: dict[str, Row], setting: tuple[str, int]) -> list[Column]:
-    """What fits into 100 characters: the goal's own setting, one measure of each kind."""
-    wanted = {"nfe", fid_key(rows), "loss", "loss_upper95", "fidelity", "macs", "size_bytes"}
-    return [column for column in (*quality_columns(rows), *speed_columns(rows, setting), *cost_columns(rows))
+def measured(columns: Iterable[Column], rows: dict[str, Row]) -> list[Column]:
+    return [column for column in columns if any(column.value(row) is not None for row in rows.values())]
+
+
+def compact_columns(rows: dict[str, Row], setting: tuple[str, int], more: Sequence[str] = ()) -> list[Column]:
+    """What fits into 100 characters: the goal's own setting, one measure of each kind. more: further metrics."""
+    wanted = {"nfe", fid_key(rows), "loss", "loss_upper95", "fidelity", "macs", "size_bytes", *more}
+    found = (*quality_columns(rows), *speed_columns(rows, setting), *cost_columns(rows))
+    return [column for column in measured(found, rows)
             if column.metric in wanted or column.group == f"{setting[0]}, batch {setting[1]}"]
 
 
@@ -160,13 +166,24 @@ def long_form(rows: dict[str, Row], columns: Iterable[Column]) -> list[tuple[str
 
 def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict) -> str:
     """Which machine and which protocol the numbers are of: one sentence for each."""
-    machine, protocol = timings["machine"], timings["protocol"]
+    machine, protocol, fid = timings["machine"], timings["protocol"], fid_key(rows)
+    sd, real = rows["dense"].quality.get("fid_sd"), rows["dense"].quality.get("fid_real")
+    above = f", one {fid} varying by ± {significant(sd)} from sample to sample" if sd else ""
+    if real is not None:
+        above += (f"; “above real” is the same increase over what dense has beyond {significant(real)}, the {fid} of as many "
+                  f"real images")
     return (f"Speed and size of the packages that ship: {setting[0]}, batch {setting[1]}, {protocol['threads']} threads of "
-            f"{machine['cpu']} ({machine['cores']} cores), median of {protocol['min_repeats']} to {protocol['max_repeats']} "
+            f"{machine['cpu']} ({machine['cores']} cores), median of {rounds(rows, setting)} "
             f"interleaved rounds. “× eager fp32” and “× same fp32” compare with dense in eager PyTorch and on the same "
             f"backend. “95 % bound” is the upper bound of the relative {fid_key(rows)} increase over dense (paired "
-            f"bootstrap); fidelity is the feature distance to dense's images of the same seeds, 1 being what "
+            f"bootstrap){above}; fidelity is the feature distance to dense's images of the same seeds, 1 being what "
             f"twice dense's steps change.")
+
+
+def rounds(rows: dict[str, Row], setting: tuple[str, int]) -> str:
+    """How often each variant was timed there: "10", or "8 to 20"."""
+    found = sorted({row.speed[setting]["repeats"] for row in rows.values() if setting in row.speed})
+    return " to ".join(dict.fromkeys(str(n) for n in (found[0], found[-1]))) if found else "no"
 
 
 def readme_block(reports: Path = REPORTS) -> str:
@@ -174,7 +191,8 @@ def readme_block(reports: Path = REPORTS) -> str:
     timings, verdict = read_json(reports / "benchmark.timings.json"), read_json(reports / "report.json")
     rows = read_rows(read_json(reports / "fid.json"), read_json(reports / "benchmark.json"), timings)
     setting = (verdict["backend"], verdict["batch"])
-    return f"{markdown(rows, compact_columns(rows, setting))}\n{caption(rows, setting, timings)}\n"
+    columns = compact_columns(rows, setting, more=["loss_above_real"])
+    return f"{markdown(rows, columns)}\n{caption(rows, setting, timings)}\n"
 
 
 def replace_block(readme: str, block: str) -> str:

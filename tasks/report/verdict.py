@@ -61,8 +61,9 @@ class Scale:
         return max(row.speed.get(self.setting, {}).get("spread", 0.0) for row in rows)
 
     def reached(self, row: Row) -> bool:
+        """Beyond what timings differ by from round to round: a goal that is met by luck is not met."""
         amount = self.amount(row)
-        return amount is not None and self.factor(amount, self.wanted) >= 1
+        return amount is not None and self.factor(amount, self.wanted) >= 1 + self.spread(row, self.dense)
 
     def phrase(self, amount: float | None) -> str:
         if amount is None:
@@ -90,8 +91,10 @@ def holds_quality(row: Row, goal: Goal) -> bool:
 
 
 def nearest_feasible(rows: dict[str, Row], scale: Scale) -> str:
-    """The best on the target among the rows that hold the quality bound; dense always does."""
-    feasible = [row for row in rows.values() if holds_quality(row, scale.goal) and scale.amount(row) is not None]
+    """The best on the target among the rows that hold the quality, shown after Holm's correction: one is chosen of many, and
+    the luckiest of ten bounds is no evidence. dense always holds it."""
+    feasible = [row for row in rows.values() if holds_quality(row, scale.goal) and scale.amount(row) is not None
+                and (row.variant == "dense" or row.quality.get("loss_p_holm", 1.0) < 0.05)]
     return max(feasible, key=lambda row: scale.factor(scale.amount(row), scale.wanted), default=scale.dense).variant
 
 

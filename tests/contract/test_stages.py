@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.core.params import SHARED, STAGES, validate_all
+from tasks.core.params import SCALES, SHARED, STAGES, read_params, validate_all
 from tests.contract.reading import ROOT, imports
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -80,15 +80,23 @@ class TestStage:
         assert not long
 
 
-@pytest.mark.parametrize("scale", ["quick", "full"])
+@pytest.mark.parametrize("scale", SCALES)
 def test_params_are_valid(scale):
     assert validate_all(scale=scale)["scale"] == scale
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_nothing_is_reported_on_noise_that_something_was_chosen_with(scale):
+    params = read_params(scale=scale)
+    chosen = [params["fid"]["dull"]["seed"], params["evolve"]["protocol"]["seed"], params["pretrain_load"]["seed"],
+              params["package"]["seed"], params["cache_learn"]["seed"]]
+    assert params["fid"]["seed"] not in chosen
 
 
 def test_template_paths_exist_by_default():
     """DVC cannot resolve an empty path, so `dvc repro` alone needs defaults that are there."""
     from flows import freshness
-    freshness.check_paths(validate_all())
+    assert freshness.check_paths(validate_all()) is None
 
 
 def test_timed_reports_are_shown_but_not_hashed():

@@ -182,3 +182,16 @@ def test_features_do_not_depend_on_the_batch_and_see_minus_one_to_one():
     whole, logits = quality.features_and_logits(net, images, 7)
     assert whole.shape == (7, 16) and logits.shape == (7, 1) and (whole[0] == 1).all()
     assert np.array_equal(quality.features(net, images, 3), whole)
+
+
+def test_classes_of_few_samples_are_no_strata():
+    assert quality.strata_of(None) is None
+    assert quality.strata_of(np.arange(100) % 10) is None
+    labels = np.arange(200) % 10
+    assert quality.strata_of(labels) is labels
+
+
+def test_evenly_takes_as_many_of_each_class():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 40))
+    assert np.bincount(labels[quality.evenly(200, 50, labels)]).tolist() == [10] * 5
+    assert quality.evenly(3, 10).tolist() == [0, 1, 2]

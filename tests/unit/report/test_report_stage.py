@@ -96,7 +96,7 @@ def test_the_first_line_says_when_dull_best_is_not_beaten(tree, tmp_path):
     assert found.numbers["beats_dull_best"] is False and found.numbers["met"] is True
     assert (out / "summary.txt").read_text().startswith("compressed does not beat dull_best at equal quality")
     html = (out / "report.html").read_text()
-    assert html.index("No better than few steps") < html.index("goal met")
+    assert html.index("Not shown to beat few steps") < html.index("goal met")
 
 
 def test_what_comes_from_files_is_escaped(tree, tmp_path):

@@ -34,6 +34,18 @@ def test_a_good_estimate_with_a_bound_above_the_tolerance_does_not_meet_the_goal
     assert "Nearest that was feasible: precision, 6.58×" in found.lines[0].text
 
 
+def test_the_nearest_of_many_has_to_stand_holms_correction():
+    rows = rows_with(quality={"loss": -0.01, "loss_upper95": 0.051})
+    rows["precision"].quality["loss_p_holm"] = 0.06
+    assert judge(rows, GOAL, SETTING).nearest == "dense"
+
+
+def test_a_goal_reached_by_less_than_timings_differ_is_not_met():
+    rows = rows_with()
+    rows["dense"].speed[SETTING]["spread"] = 0.8  # 14x dense's images/s, where 8x are wanted
+    assert not judge(rows, GOAL, SETTING).met
+
+
 def test_quality_that_nobody_measured_is_not_met():
     rows = rows_with()
     del rows["compressed"].quality["loss_upper95"]

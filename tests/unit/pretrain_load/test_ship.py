@@ -1,0 +1,56 @@
+"""A teacher that was trained becomes a folder that ships: fp16 weights, a card that says what was measured."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.core.artifacts import read_json, write_json, write_manifest
+from tasks.core.denoiser import build, load, save
+from tasks.pretrain_load import ship
+from tasks.pretrain_load.architectures import SCHEDULE, unet
+
+PARAMS = {"data": {"source": "digits", "size": 8},
+          "pretrain_load": {"seed": 3, "bank_steps": 50, "train": {"architecture": "unet"}}}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The repository after pretrain_load with source: train."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    made, data = tmp_path / "artifacts/pretrain_load", tmp_path / "artifacts/data"
+    torch.manual_seed(0)
+    save(build("UNet2DModel", unet(8, 1, width=8), SCHEDULE), made / "teacher")
+    for folder in (data, tmp_path / "reports"):
+        folder.mkdir()
+    for folder, name, n in ((made, "bank", 80), (data, "train", 40), (data, "holdout", 20)):
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8))
+    with open(made / "curve.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("step", "loss"), (50, 0.5), (100, 0.25)])
+    write_json(tmp_path / "reports/pretrain_load.json", {"fid_80": 1.5, "fid_80_real": 0.5, "parameters": 1234})
+    for folder in (made, data):
+        write_manifest(folder, {}, {})
+    monkeypatch.setattr(ship, "read_params", lambda: PARAMS)
+    return tmp_path
+
+
+def test_a_trained_teacher_ships_with_its_card(trained):
+    ship.main("small")
+    folder = trained / ship.TEACHERS / "small"
+    numbers, text = read_json(folder / "card.json"), (folder / "README.md").read_text()
+    assert numbers["samples"] == 80 and numbers["sampling_steps"] == 50 and numbers["fid_80"] == 1.5
+    assert -4 <= numbers["memorised"] <= 1
+    assert "Unconditional UNet" in text and "0.2500 after 100 steps" in text and "80 samples of 50 DDIM steps" in text
+    assert (folder / "samples.png").exists()
+    assert next(load(folder).model.parameters()).dtype == torch.float32
+    assert sum(p.stat().st_size for p in folder.rglob("*.safetensors")) < 0.6 * sum(
+        p.stat().st_size for p in (trained / "artifacts/pretrain_load/teacher").rglob("*.safetensors"))
+
+
+def test_a_teacher_that_was_only_loaded_is_not_shipped(trained):
+    (trained / "artifacts/pretrain_load/curve.csv").unlink()
+    write_manifest(trained / "artifacts/pretrain_load", {}, {})
+    with pytest.raises(ValueError, match="loaded, not trained"):
+        ship.main("small")
