@@ -94,6 +94,11 @@ class Cluster:
         with contextlib.closing(results):
             yield from track(results, len(items), label) if isinstance(items, Sized) else results
 
+    def prepare(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        """Have the workers of a coming `map` with this `make` start while the caller does other things."""
+        if not self.in_process:
+            self.warm_workers(make).start_all()
+
     def built(self, make: Callable) -> Callable[[], Callable]:
         """make(), called when first needed and kept for later maps with the same `make`."""
         if self.kept is None or self.kept[0] is not make:
@@ -220,6 +225,7 @@ class Workers:
         self.idle: list[Any] = []
         self.jobs: dict[Any, Job] = {}  # object reference -> what runs
         self.attempts: Counter[int | None] = Counter()
+        self.begin("cluster", None)
 
     @functools.cached_property
     def actor_class(self) -> Any:
@@ -240,6 +246,10 @@ class Workers:
             self.jobs[actor.call.remote(item)] = Job(actor, index, item, time.monotonic() + self.timeout_s)
         starting = sum(job.index is None for job in self.jobs.values())
         for _ in range(min(len(queue) - starting, self.limit - len(self.jobs))):
+            self.start()
+
+    def start_all(self) -> None:
+        for _ in range(self.limit - len(self.idle) - len(self.jobs)):
             self.start()
 
     def start(self) -> None:

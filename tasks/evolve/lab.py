@@ -96,6 +96,7 @@ def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead:
     make = functools.partial(
         make_sampler, cluster.ship(inputs["pretrain_load"] / "teacher"),
         None if student is None else (cluster.ship(inputs["distill"]), student), cluster.ship(inputs["data"]), protocol)
+    cluster.prepare(make)
     log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol)[:16]}.jsonl")
     return Lab(cluster, make, log, lookahead, timeout_s)
 

@@ -23,7 +23,7 @@ from tasks.core.quality import paired_distance
 from tasks.evolve.costs import bound_of
 from tasks.evolve.fitness import Protocol
 from tasks.evolve.lab import open_lab
-from tasks.evolve.problem import STUDENTS, read_problem
+from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
 from tasks.evolve.space import GROUPINGS, Candidate, Space
 from tasks.runtime.solver import SOLVERS
@@ -77,9 +77,9 @@ class Params:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    lab = open_lab(inputs, STUDENTS.get(chosen_grain(inputs)), params.protocol, params.lookahead, params.timeout_s)
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
     space = problem.space()
-    lab = open_lab(inputs, STUDENTS.get(problem.grain), params.protocol, params.lookahead, params.timeout_s)
     references = lab.references(problem.teacher.schedule)
     rng = np.random.default_rng(params.seed)
 

@@ -65,6 +65,13 @@ def test_what_make_raises_is_raised():
         list(PARALLEL.map(make_nothing, [1], "t"))
 
 
+def test_prepared_workers_are_those_of_the_next_map():
+    PARALLEL.prepare(make_uneven)
+    prepared = PARALLEL.workers
+    assert len(prepared.jobs) == PARALLEL.params.workers, "all are starting"
+    assert list(PARALLEL.map(make_uneven, range(6), "t")) == list(range(6)) and PARALLEL.workers is prepared
+
+
 def test_killed_worker_is_replaced_and_its_item_asked_again(tmp_path, capsys):
     results = list(PARALLEL.map(functools.partial(make_killed_once, tmp_path), range(8), "t"))
     assert results == [x * x for x in range(8)]
