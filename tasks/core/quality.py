@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 STRATUM = 20  # samples of a class from which on a bootstrap keeps classes apart
+EQUAL = 0.05  # relative FID difference up to which two sets of samples count as equally good
 ROWS = 1024  # rows of a distance or kernel matrix held at once: 80 MB against 10,000 columns
 
 

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tasks.core.denoiser import Schedule
+from tasks.core.cost import bitops, layer_costs
+from tasks.core.denoiser import Denoiser, Schedule
+from tasks.core.quality import EQUAL
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import spaced_timesteps
 from tasks.fid.sampling import Job
+from tasks.fid.variants import read_files
+from tasks.runtime.packed import WEIGHTS
 
 BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
 
@@ -68,29 +72,52 @@ def images_per_s(point: Point, times: Mapping[str, float], batch: int) -> float:
     return 1e6 * batch / (point.steps * times[point.precision])
 
 
+def target_costs(points: Sequence[Point], target: str, speed: Mapping[str, float], packages: Path,
+                 recipes: Mapping[str, Recipe], teacher: Denoiser) -> dict[str, float]:
+    """What goal.target wants to fall, by point name: seconds an image (latency), BitOPs an image, bytes of weights (size)."""
+    if target == "latency":
+        return {point.name: 1 / speed[point.name] for point in points}
+    if target == "size":
+        return {point.name: read_files(packages / point.package)[f"denoiser/{WEIGHTS}"]["bytes"] for point in points}
+    layers = layer_costs(teacher)
+    return {point.name: bitops(layers, point.recipe(recipes, teacher.schedule)) for point in points}
+
+
 @dataclass(frozen=True)
 class Front:
     """The measured grid and the point that stands for it as the variant dull_best."""
 
     points: Sequence[Point]
     speed: Mapping[str, float]    # images/s by point name
+    cost: Mapping[str, float]     # on goal.target, by point name
     quality: Mapping[str, float]  # FID by point name
     bar: float                    # compressed's FID on the same seeds
     best: Point
-    qualifies: bool               # best is as good as compressed
 
     @classmethod
-    def of(cls, points: Sequence[Point], speed: Mapping[str, float], quality: Mapping[str, float], bar: float) -> "Front":
-        """best: the fastest point whose FID is equal to or lower than `bar`; if there is none, the point of lowest FID."""
-        good = [point for point in points if quality[point.name] <= bar]
+    def of(cls, points: Sequence[Point], speed: Mapping[str, float], cost: Mapping[str, float], quality: Mapping[str, float],
+           bar: float) -> "Front":
+        """best: of the points as good as compressed the one of least cost; if there is none, the point of lowest FID."""
+        good = [point for point in points if equal_quality(quality[point.name], bar)]
         if good:
-            best = max(good, key=lambda point: (speed[point.name], -quality[point.name]))
+            best = min(good, key=lambda point: (cost[point.name], quality[point.name]))
         else:
-            best = min(points, key=lambda point: (quality[point.name], -speed[point.name]))
-        return cls(points, speed, quality, bar, best, bool(good))
+            best = min(points, key=lambda point: (quality[point.name], cost[point.name]))
+        return cls(points, speed, cost, quality, bar, best)
+
+    @property
+    def qualifies(self) -> bool:
+        """Whether best is as good as compressed."""
+        return equal_quality(self.quality[self.best.name], self.bar)
 
     def table(self, metric: str) -> list[dict]:
         """A row per point; metric: the name of the FID."""
         return [{"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,
-                 "images_per_s": self.speed[p.name], metric: self.quality[p.name],
-                 "as_good_as_compressed": self.quality[p.name] <= self.bar, "best": p == self.best} for p in self.points]
+                 "images_per_s": self.speed[p.name], "cost": self.cost[p.name], metric: self.quality[p.name],
+                 "as_good_as_compressed": equal_quality(self.quality[p.name], self.bar), "best": p == self.best}
+                for p in self.points]
+
+
+def equal_quality(fid: float, bar: float) -> bool:
+    """With the tolerance that the verdict grants compressed: without it the front would have to be better to count as equal."""
+    return fid <= bar * (1 + EQUAL)

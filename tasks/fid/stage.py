@@ -20,14 +20,14 @@ from tasks.core.artifacts import Inputs, Report, digest, hash_file, write_json
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
-from tasks.core.quality import features, fid, fid_name
+from tasks.core.quality import EQUAL, features, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS
 from tasks.data.features import load_feature_net, load_inception, load_labels, load_reference
 from tasks.fid import dull, measure
 from tasks.fid.measure import Judge, Seen
 from tasks.fid.sampling import Job, Sampler, sample_jobs
-from tasks.fid.variants import read_recipes, twice_the_steps, twin_jobs, variant_jobs
+from tasks.fid.variants import read_networks, read_recipes, same_samples, twice_the_steps, twin_jobs, variant_jobs
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load", "profile", "package")
@@ -46,7 +46,7 @@ class DullParams:
     steps: tuple[int, ...]
     samples: int
     seed: int
-    batch: int                    # of the profile's times that decide which point is the fastest
+    batch: int                    # of the profile's times that say how fast a point is
 
     def __post_init__(self):
         for name, choices in (("precisions", ("fp32", "bf16", "int8")), ("solvers", SOLVERS), ("spacings", SPACINGS)):
@@ -82,7 +82,10 @@ class Params:
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher, recipes = load(inputs["pretrain_load"] / "teacher"), read_recipes(inputs["package"])
-    draw = partial(sample, params=params, inputs=inputs, teacher=teacher)
+    packages = inputs.cluster.ship(inputs["package"])
+    make = partial(Sampler, packages, teacher.schedule, teacher.sample_shape, teacher.num_classes, params.batch)
+    inputs.cluster.prepare(make)
+    draw = partial(sample, params=params, inputs=inputs, make=make)
     front = dull_front(params, inputs, teacher, recipes, draw)
     jobs = [*variant_jobs(recipes, params.samples, params.seed),
             *dull.jobs([front.best], recipes, teacher.schedule, params.samples, params.seed, name="dull_best")]
@@ -90,18 +93,21 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     rows = measured(images, twins, finer, params, inputs, teacher.num_classes)
     for job in jobs:
         rows[job.name] |= {"nfe": job.recipe.nfe, "solver": job.recipe.solver}
-    rows["dull_best"] |= {"point": front.best.name, "as_good_as_compressed": front.qualifies}
+    rows["dull_best"] |= {"point": front.best.name, "as_good_as_compressed": front.qualifies,
+                          "selection_samples": params.dull.samples}
     write_front(front, jobs[-1].recipe, params, out)
     write_samples(out / "samples", images)
     write_rows(out / "fid.csv", [{"variant": name, **row} for name, row in rows.items()])
     return Report({**rows, "dull": front.table(fid_name(params.dull.samples)), "protocol": protocol(params, inputs["data"])})
 
 
-def sample(jobs: list[Job], label: str, *, params: Params, inputs: Inputs, teacher: Denoiser) -> dict[str, np.ndarray]:
-    """uint8 (n, C, H, W) by job name, on as many workers as there are."""
-    packages = inputs.cluster.ship(inputs["package"])
-    make = partial(Sampler, packages, teacher.schedule, teacher.sample_shape, teacher.num_classes, params.batch)
-    return sample_jobs(jobs, make, inputs.cluster, params.batch, inputs.checkpoint, label)
+def sample(jobs: list[Job], label: str, *, params: Params, inputs: Inputs,
+           make: Callable[[], Sampler]) -> dict[str, np.ndarray]:
+    """uint8 (n, C, H, W) by job name, on as many workers as there are; what several jobs would draw alike is drawn once."""
+    drawn_as = same_samples(jobs, read_networks(inputs["package"], [job.package for job in jobs]))
+    distinct = [job for job in jobs if drawn_as[job.name] is job]
+    images = sample_jobs(distinct, make, inputs.cluster, params.batch, inputs.checkpoint, label)
+    return {job.name: images[drawn_as[job.name].name][:job.n] for job in jobs}
 
 
 def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mapping[str, Recipe], draw: Draw) -> dull.Front:
@@ -114,9 +120,11 @@ def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mappi
     net, reference = load_feature_net(inputs["data"], "search"), load_reference(inputs["data"], "search")
     scores = {name: fid(features(net, found), reference) for name, found in images.items()}
     speed = {point.name: dull.images_per_s(point, times, how.batch) for point in points}
-    front = dull.Front.of(points, speed, scores, scores[bar.name])
+    cost = dull.target_costs(points, params.goal.target, speed, inputs["package"], recipes, teacher)
+    front = dull.Front.of(points, speed, cost, scores, scores[bar.name])
     if not front.qualifies:
-        print(f"fid: no point of the dull front is as good as compressed; dull_best has the lowest FID, {front.best.name}")
+        print(f"fid: no point of the dull front reached compressed's quality on {how.samples} selection samples; "
+              f"dull_best is the one of the lowest FID, {front.best.name}")
     return front
 
 
@@ -169,7 +177,8 @@ def protocol(params: Params, data: Path) -> dict:
     return {"samples": params.samples, "seed": params.seed, "feature net": "report, trained on the train split",
             "reference": f"holdout, {len(np.load(data / 'holdout.npy', mmap_mode='r'))} images, {reference}",
             "backend": f"OpenVINO, batch {params.batch}", "fidelity pairs": params.pairs, "resamples": params.resamples,
-            "dull front": f"{params.dull.samples} samples of seed {params.dull.seed} on the search net"}
+            "dull front": f"{params.dull.samples} samples of seed {params.dull.seed} on the search net, FID up to "
+                          f"{EQUAL:.0%} above compressed's counts as equal; cost: {params.goal.target}"}
 
 
 def write_front(front: dull.Front, recipe: Recipe, params: Params, out: Path) -> None:

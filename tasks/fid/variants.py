@@ -1,14 +1,15 @@
 """Which samples the table needs: every package under its own recipe, and what each is compared with, image by image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tasks.core.artifacts import read_json
+from tasks.core.artifacts import digest, read_json
 from tasks.core.denoiser import Schedule
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import spaced_timesteps
 from tasks.fid.sampling import Job
+from tasks.runtime.packed import MANIFEST
 
 FRONT = "dull_"  # packages of the dull front: raw material of dull_best, no variants themselves
 
@@ -20,6 +21,30 @@ def read_recipes(packages: Path) -> dict[str, Recipe]:
     if missing:
         raise ValueError(f"{packages}: holds no package {', '.join(sorted(missing))}; found {', '.join(found) or 'none'}")
     return found
+
+
+def read_files(package: Path) -> dict[str, dict]:
+    """Bytes and hash of every data file of a package, by its place in it."""
+    return read_json(package / MANIFEST)["files"]
+
+
+def read_networks(packages: Path, names: Sequence[str]) -> dict[str, str]:
+    """What each package evaluates, as a digest of denoiser/: equal weights alone may be run with other activation ranges."""
+    return {name: digest({path: facts for path, facts in read_files(packages / name).items() if path.startswith("denoiser/")})
+            for name in names}
+
+
+def same_samples(jobs: Sequence[Job], networks: Mapping[str, str]) -> dict[str, Job]:
+    """By job name the one job whose first samples are its own: the longest of equal network, sampling and noise.
+
+    Precision and sparsity are part of the network that a package holds.
+    """
+    def sampled(job: Job) -> tuple:
+        recipe = job.recipe
+        return networks[job.package], recipe.solver, recipe.timesteps, recipe.cache, job.seed, job.first
+
+    longest = {sampled(job): job for job in sorted(jobs, key=lambda job: job.n)}
+    return {job.name: longest[sampled(job)] for job in jobs}
 
 
 def variant_jobs(recipes: Mapping[str, Recipe], n: int, seed: int) -> list[Job]:

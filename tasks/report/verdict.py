@@ -6,10 +6,9 @@ Quality is decided by the 95 % upper bound of fid's paired bootstrap alone: a lo
 from dataclasses import dataclass
 
 from tasks.core.params import Goal
+from tasks.core.quality import EQUAL
 from tasks.report.results import Row, speedup
 from tasks.report.table import percent, share, significant, times
-
-EQUAL = 0.05  # relative FID difference, at its 95 % upper bound, up to which two variants count as equally good
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def said_of_loss(row: Row) -> str:
 
 def said_of_dull_best(rows: dict[str, Row], scale: Scale, beats: bool, factor: float | None) -> str:
     compressed, dull = rows["compressed"], rows["dull_best"]
-    head = f"compressed {'beats' if beats else 'does not beat'} dull_best at equal quality"
+    head = f"compressed {'beats' if beats else 'does not beat'} dull_best{' at equal quality' if qualifies(dull) else ''}"
     if factor is None:
         return f"{head}: {scale.goal.target} was not measured for both."
     amounts = f"{scale.phrase(scale.amount(compressed))} against {scale.phrase(scale.amount(dull))}"
@@ -144,6 +143,12 @@ def said_of_equality(compressed: Row, dull: Row) -> str:
     bound = compressed.quality.get("loss_to_dull_best_upper95")
     if bound is None:
         return "their quality was not compared."
-    weak = " No point of the dull front was as good as compressed where dull_best was selected: it is the one of best quality."
+    samples = f"{dull.quality.get('selection_samples', 'the')} selection samples"
+    weak = f" No point of the dull front reached compressed's quality on {samples}; dull_best is the one of the lowest FID."
     return (f"95 % bound of the quality loss to it {percent(bound)}, where up to {share(EQUAL)} is called equal."
-            f"{'' if dull.quality.get('as_good_as_compressed', True) else weak}")
+            f"{'' if qualifies(dull) else weak}")
+
+
+def qualifies(dull: Row) -> bool:
+    """Whether dull_best was selected as one of compressed's quality, not as the best that there was."""
+    return dull.quality.get("as_good_as_compressed", True)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tasks.core.params import SCALES, SHARED, STAGES, read_params, validate_all
+from tasks.core.sampler import SPACINGS
 from tests.contract.reading import ROOT, imports
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -91,6 +92,15 @@ def test_nothing_is_reported_on_noise_that_something_was_chosen_with(scale):
     chosen = [params["fid"]["dull"]["seed"], params["evolve"]["protocol"]["seed"], params["pretrain_load"]["seed"],
               params["package"]["seed"], params["cache_learn"]["seed"]]
     assert params["fid"]["seed"] not in chosen
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_dull_front_holds_all_that_the_search_starts_from(scale):
+    """Else the search would be compared with less than anyone has, the search itself included."""
+    params = validate_all(scale=scale)
+    dull, evolve = params["fid"]["dull"], params["evolve"]
+    assert set(SPACINGS) <= set(dull["spacings"]) and set(evolve["solvers"]) <= set(dull["solvers"])
+    assert max(dull["steps"]) >= evolve["steps"][1]
 
 
 def test_template_paths_exist_by_default():

@@ -15,6 +15,7 @@ from tasks.core.params import Goal
 from tasks.core.recipe import Recipe
 from tasks.data import stage as data_stage
 from tasks.fid import stage
+from tasks.fid.sampling import sample_jobs as draw
 from tasks.runtime import graph
 
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=None, max_size=None)
@@ -32,6 +33,7 @@ RECIPES = {
     "dull_fp32": Recipe(timesteps=(999, 0)),
     "dull_int8": Recipe(timesteps=(999, 0), precision=INT8),
 }
+WEIGHTS = {name: {"bytes": 100 if recipe.precision else 400, "blake2b": name} for name, recipe in RECIPES.items()}
 HARM = {"precision": 0.1, "compressed": 0.5, "dull_int8": 0.2}  # share of noise in what the network shows
 
 
@@ -49,6 +51,7 @@ def inputs(tmp_path_factory):
     for name, recipe in RECIPES.items():
         (folders["package"] / name).mkdir()
         write_json(folders["package"] / name / "recipe.json", recipe.to_json())
+        write_json(folders["package"] / name / "package.json", {"files": {"denoiser/weights.safetensors": WEIGHTS[name]}})
     return Inputs(folders, "key", HERE)
 
 
@@ -116,8 +119,30 @@ def test_a_front_below_compressed_is_said_so(inputs, fakes, tmp_path, monkeypatc
     monkeypatch.setitem(HARM, "dull_int8", 0.6)
     numbers = run(inputs, tmp_path / "fid")
     assert not numbers["dull_best"]["as_good_as_compressed"]
-    assert "no point of the dull front is as good as compressed" in capsys.readouterr().out
+    assert numbers["dull_best"]["selection_samples"] == 60
+    assert "no point of the dull front reached compressed's quality on 60 selection samples" in capsys.readouterr().out
     assert numbers["dull_best"]["point"].endswith("fp32")
+
+
+def test_what_is_small_counts_where_size_is_the_target(inputs, fakes, tmp_path, monkeypatch):
+    """fp32 is the fastest here, int8 the smallest."""
+    monkeypatch.setattr(stage.dull, "read_times", lambda *_: {"fp32": 1.0, "int8": 1000.0})
+    fast, small = (run(inputs, tmp_path / target, replace(PARAMS, goal=replace(GOAL, target=target, max_size=200)))
+                   for target in ("latency", "size"))
+    assert fast["dull_best"]["point"].endswith("fp32") and small["dull_best"]["point"].endswith("int8")
+    assert {point["cost"] for point in small["dull"]} == {100, 400}
+
+
+def test_variants_of_the_same_network_and_sampling_are_drawn_once(inputs, fakes, tmp_path, monkeypatch):
+    """Here `precision` holds compressed's network; it has its recipe as it is."""
+    drawn, holds = [], {"precision": "compressed"}
+    monkeypatch.setattr(stage, "read_networks", lambda packages, names: {name: holds.get(name, name) for name in names})
+    monkeypatch.setattr(stage, "sample_jobs", lambda jobs, *more: drawn.extend(job.name for job in jobs) or draw(jobs, *more))
+    numbers = run(inputs, tmp_path / "fid")
+    assert len({"precision", "compressed"} & set(drawn)) == 1
+    assert numbers["precision"] == {k: v for k, v in numbers["compressed"].items() if k in numbers["precision"]}
+    first, second = (np.load(tmp_path / "fid" / "samples" / f"{name}.npy") for name in ("precision", "compressed"))
+    assert np.array_equal(first, second)
 
 
 def test_the_same_run_writes_the_same_bytes(inputs, fakes, tmp_path):
