@@ -62,7 +62,7 @@ def card(name: str, trained: Path, data: Path, params: dict, curve: list[tuple[s
     report = read_json(REPORTS / "pretrain_load.json")
     architecture = {"dit": "Class-conditional DiT (`DiTTransformer2DModel`)", "unet": "Unconditional UNet (`UNet2DModel`)"}
     return CARD.format(
-        name=name, architecture=architecture[how["architecture"]], source=params["data"]["source"], size=params["data"]["size"],
+        name=name, architecture=architecture[how["architecture"]], source=params["data"]["source"], size=params["data"]["side"],
         train_images=f"{len(real[0]):,}", parameters=report["parameters"], seed=params["pretrain_load"]["seed"],
         values=", ".join(f"{k} {v}" for k, v in how.items()), loss=float(curve[-1][1]), steps=int(curve[-1][0]),
         bank=f"{len(bank):,}",
