@@ -9,7 +9,7 @@ from dvc.repo import Repo
 from prefect.settings import PREFECT_HOME
 
 from tasks.core import disk
-from tasks.core.artifacts import REPORTS
+from tasks.core.artifacts import ARTIFACTS, REPORTS
 from tasks.core.params import PARAMS_FILE
 
 LEAST_FREE = 1_000_000_000        # the shipped model's artifacts are 0.2 GB, as much again in DVC's cache; twice that for the
@@ -78,6 +78,10 @@ def check_paths(params: dict) -> None:
         if not path or not Path(path).exists():
             raise ValueError(f"{PARAMS_FILE}: {stage}.path: {path!r} does not exist; DVC depends on it, so it names a folder "
                              f"that is there (tasks/{stage} where nothing of your own is used)")
+        if any(out in (Path(path).resolve(), *Path(path).resolve().parents) or Path(path).resolve() in out.parents
+               for out in (ARTIFACTS.resolve(), REPORTS.resolve())):
+            raise ValueError(f"{PARAMS_FILE}: {stage}.path: {path!r} is, holds or lies in a folder that the run writes "
+                             f"({ARTIFACTS}, {REPORTS})")
 
 
 def has_remote() -> bool:
