@@ -19,7 +19,7 @@ from prefect.states import Failed, State
 from flows import freshness
 from flows.screen import take_over
 from flows.stages import SUMMARY, run_stages, say
-from tasks.core import machine
+from tasks.core import disk, machine
 from tasks.core.artifacts import RUNS
 from tasks.core.params import PARAMS_FILE, SCALES, check_choice, validate_all
 
@@ -53,14 +53,17 @@ def prepare(scale: str | None = None, until: str | None = None) -> Plan:
     freshness.check_paths(params)
     machine.refresh()
     stages = freshness.dag(until)
-    return Plan(params["scale"], stages, freshness.to_run(stages))
+    stale = freshness.to_run(stages)
+    if stale:
+        freshness.check_space()
+    return Plan(params["scale"], stages, stale)
 
 
 def set_scale(scale: str) -> None:
     """Change the one line of params.yaml that `dvc exp run -S scale=...` would: params, dvc.lock and results stay in step."""
     check_choice("scale", scale, SCALES)
     text = PARAMS_FILE.read_text()
-    PARAMS_FILE.write_text(re.sub(r"^scale: *\w+", f"scale: {scale}", text, count=1, flags=re.MULTILINE))
+    disk.write_whole(PARAMS_FILE, re.sub(r"^scale: *\w+", f"scale: {scale}", text, count=1, flags=re.MULTILINE))
 
 
 @contextmanager

@@ -4,10 +4,17 @@ import logging
 from pathlib import Path
 
 import networkx as nx
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from prefect.settings import PREFECT_HOME
 
-from tasks.core.artifacts import REPORTS
+from tasks.core import disk
+from tasks.core.artifacts import ARTIFACTS, REPORTS
 from tasks.core.params import PARAMS_FILE
+
+LEAST_FREE = 1_000_000_000        # the shipped model's artifacts are 0.2 GB, as much again in DVC's cache; twice that for the
+                                  # folders that are written while the previous ones still stand
+LEAST_FREE_PREFECT = 100_000_000  # its database, the write-ahead log and a run's logs take a few MB
 
 logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of locks that killed runs left, and clears them itself
 
@@ -38,14 +45,30 @@ def to_run(stages: dict[str, tuple[str, ...]]) -> set[str]:
     return stale & stages.keys()
 
 
-def put_back(stage: str, report: bytes | None) -> None:
-    """Restore what DVC deleted before a stage that then failed: its artifacts from the cache, and its previous report."""
-    with Repo(".") as repo:
-        if all(out.hash_info for out in repo.stage.load_one(name=stage).outs):  # it has succeeded before
-            repo.checkout(targets=[stage], force=True, allow_missing=True)
-    if report is not None:
-        REPORTS.mkdir(exist_ok=True)
-        (REPORTS / f"{stage}.json").write_bytes(report)
+def put_back(stage: str, report: bytes | None) -> str | None:
+    """Restore what DVC deleted before a stage that then failed: its artifacts from the cache, and its previous report.
+
+    -> why that failed, in one line, or None. It must not hide why the stage did.
+    """
+    try:
+        with Repo(".") as repo:
+            if all(out.hash_info for out in repo.stage.load_one(name=stage).outs):  # it has succeeded before
+                repo.checkout(targets=[stage], force=True, allow_missing=True)
+        if report is not None:
+            REPORTS.mkdir(exist_ok=True)
+            disk.write_whole(REPORTS / f"{stage}.json", report.decode())
+    except (OSError, DvcException) as error:
+        return (f"{stage}: the previous result is safe in DVC's cache but could not be put back "
+                f"({' '.join(str(error).split())}); `dvc checkout {stage}` does it once that is mended")
+    return None
+
+
+def check_space() -> None:
+    """A disk that fills up after hours of work wastes them. Raises ValueError instead."""
+    needs = ((Path("."), LEAST_FREE, "a run"), (PREFECT_HOME.value(), LEAST_FREE_PREFECT, "Prefect's database"))
+    for folder, least, use in needs:
+        if (free := disk.free_bytes(folder)) < least:
+            raise ValueError(f"{folder.absolute()}: {free / 1e6:.0f} MB free, {use} needs at least {least / 1e6:.0f} MB")
 
 
 def check_paths(params: dict) -> None:
@@ -55,6 +78,10 @@ def check_paths(params: dict) -> None:
         if not path or not Path(path).exists():
             raise ValueError(f"{PARAMS_FILE}: {stage}.path: {path!r} does not exist; DVC depends on it, so it names a folder "
                              f"that is there (tasks/{stage} where nothing of your own is used)")
+        if any(out in (Path(path).resolve(), *Path(path).resolve().parents) or Path(path).resolve() in out.parents
+               for out in (ARTIFACTS.resolve(), REPORTS.resolve())):
+            raise ValueError(f"{PARAMS_FILE}: {stage}.path: {path!r} is, holds or lies in a folder that the run writes "
+                             f"({ARTIFACTS}, {REPORTS})")
 
 
 def has_remote() -> bool:

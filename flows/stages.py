@@ -31,6 +31,7 @@ DVC_CHATTER = ("Running stage '", "> python -m ", "Updating lock file", "Generat
                "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
 DVC_FAILED = re.compile(r"^ERROR: failed to reproduce '[^']+': (?P<why>.*)$")
 EXITED = re.compile(r"failed to run: .*, exited with (?P<status>-?\d+)$")
+NOT_CACHED = "ERROR: failed to transfer "  # DVC says so once per file, and exits with 0
 UNTOUCHED = ("didn't change, skipping", "is cached - skipping run")
 
 
@@ -57,8 +58,8 @@ def run_stage(stage: str, timeout_s: float, fresh: bool = False) -> State:
     try:
         status = run_child(command(stage), lambda line: (last.append(line), tell(line)), timeout_s, environment())
     finally:  # after Ctrl-C and a cancelled run, too
-        if status != 0:
-            put_back(stage, previous)
+        if status != 0 and (lost := put_back(stage, previous)):
+            say(lost)
     return done(stage, last, time.monotonic() - started) if status == 0 else failure(stage, status, last, timeout_s)
 
 
@@ -79,7 +80,7 @@ def teller() -> Callable[[str], None]:
 
     def tell(line: str) -> None:
         nonlocal told
-        if line.strip().startswith(DVC_CHATTER):
+        if line.strip().startswith((*DVC_CHATTER, NOT_CACHED)):
             return
         bar = is_progress(line)
         to_server = not bar or time.monotonic() - told > PROGRESS_TO_SERVER_S
@@ -95,6 +96,10 @@ def say(line: str) -> None:
 
 
 def done(stage: str, lines: Sequence[str], seconds: float) -> State:
+    if lost := [line for line in lines if line.startswith(NOT_CACHED)]:
+        why = lost[0].removeprefix(NOT_CACHED).partition(" - ")[2]
+        return Failed(message=f"{stage}: artifacts/{stage} is whole, but {len(lost)} of its files did not get into DVC's cache "
+                              f"({why}); mend that, then `dvc commit -f {stage}` keeps the result, another run makes it again")
     publish(stage)
     if any(mark in line for line in lines for mark in UNTOUCHED):
         say(f"{stage}: fresh")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.core import disk
 from tasks.core.checkpoint import Checkpoint
 
 ARTIFACTS, REPORTS, RUNS = Path("artifacts"), Path("reports"), Path("runs")
@@ -47,7 +48,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    Path(path).write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    disk.write_whole(Path(path), json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def digest(data: Any) -> str:

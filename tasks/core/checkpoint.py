@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tasks.core import disk
+
 
 class Checkpoint:
     """One file that a killed run resumes from; another key starts afresh.
@@ -18,6 +20,7 @@ class Checkpoint:
         self.path = Path(folder) / f"{key[:16]}.pt"
         self.every_s = every_s
         self._saved_at = time.monotonic()
+        self._warned = False
 
     def load(self) -> dict | None:
         """The saved state, or None when there is none; a file cut short by a full disk counts as none."""
@@ -30,11 +33,24 @@ class Checkpoint:
             return None
 
     def save(self, state: dict) -> None:
-        """state: tensors, numbers, strings and containers of these (what `weights_only` can read back)."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """state: tensors, numbers, strings and containers of these (what `weights_only` can read back).
+
+        Where there is no room, or no leave to write, work goes on and the previous checkpoint stays: hours of training are
+        worth more than the minutes that a kill would then cost. Said once, until a save succeeds again.
+        """
         partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, partial)
+            os.replace(partial, self.path)
+            self._warned = False
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            partial.unlink(missing_ok=True)
+            if not (isinstance(error, OSError) or disk.is_full(error)):
+                raise
+            if not self._warned:
+                print(f"warning: no checkpoint: {disk.describe(error, self.path)}; going on without", flush=True)
+            self._warned = True
         self._saved_at = time.monotonic()
 
     def save_if_due(self, state) -> None:

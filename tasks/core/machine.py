@@ -35,9 +35,13 @@ def field(text: str, *names: str) -> str:
 
 
 def refresh(path: Path = MACHINE) -> dict:
-    """Write the descriptor where it is missing or another machine's. -> the descriptor."""
+    """Write the descriptor where it is missing, broken or another machine's. -> the descriptor."""
     here = describe()
-    if not path.exists() or read_json(path) != here:
+    try:
+        known = read_json(path)
+    except ValueError:
+        known = None
+    if known != here:
         path.parent.mkdir(exist_ok=True)
         write_json(path, here)
     return here

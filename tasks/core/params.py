@@ -39,6 +39,18 @@ class Goal:
             raise ValueError(f"goal.{wanted}: null, but goal.target {self.target!r} needs a number there")
 
 
+class Loader(yaml.SafeLoader):
+    """A key that stands twice is a mistake here: YAML's rule is that the last one wins, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if (name := str(key.value)) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def check_range(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{key}: {value} is not between {low} and {high}")
@@ -57,7 +69,9 @@ def suggestion(word: Any, known: typing.Iterable[str]) -> str:
 def read_params(path: Path = PARAMS_FILE, scale: str | None = None) -> dict:
     """The whole file with `{quick: a, full: b}` leaves resolved by `scale`."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), Loader=Loader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
     except FileNotFoundError:
         raise ValueError(f"{path}: not found; run from the top of the repository") from None
     except yaml.YAMLError as error:
@@ -120,7 +134,10 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 def stage_params(stage: Any, params: dict, path: Path = PARAMS_FILE) -> Any:
     """The stage module's Params from its block, with the shared `goal` filled in where the stage has that field."""
     name = stage_name(stage)
-    block = dict(params[name] or {})
+    block = params[name] or {}
+    if not isinstance(block, dict):
+        raise ValueError(f"{path}: {name}: {block!r} is not a block of keys")
+    block = dict(block)
     if "goal" in {f.name for f in dataclasses.fields(stage.Params)}:
         block["goal"] = construct(Goal, params["goal"], f"{path}: goal")
     try:
@@ -138,7 +155,14 @@ def stage_name(stage: Any) -> str:
 def validate_all(path: Path = PARAMS_FILE, scale: str | None = None) -> dict:
     """The preflight: every block of every stage, before anything starts or is deleted. -> the resolved file."""
     params = read_params(path, scale)
-    construct(Goal, params["goal"], f"{path}: goal")
-    for name in STAGES:
-        stage_params(importlib.import_module(f"tasks.{name}.stage"), params, path)
+    from tasks.core import agreement, cluster
+    try:
+        construct(Goal, params["goal"], "goal")
+        construct(cluster.ClusterParams, params["cluster"], "cluster")
+        for name in STAGES:
+            stage_params(importlib.import_module(f"tasks.{name}.stage"), params, path)
+        agreement.check(params, STAGES)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
     return params

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from tasks.core import machine
+from tasks.core import disk, machine
 from tasks.core.artifacts import (
     ARTIFACTS,
     MANIFEST,
@@ -34,13 +34,18 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TE
 def main(stage: ModuleType) -> None:
     """Run one stage at the top of the repository. A user's mistake is one line on stderr and exit status 2."""
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
-    machine.refresh()
     try:
+        machine.refresh()
         execute(stage)
-    except (ValueError, OSError) as error:
-        if os.environ.get("DIFFPRESS_DEBUG"):
+    except Exception as error:
+        if os.environ.get("DIFFPRESS_DEBUG") or not (isinstance(error, ValueError | OSError) or disk.is_full(error)):
             raise
-        sys.exit(f"{stage_name(stage)}: {error}" if isinstance(error, OSError) else f"error: {error}")
+        sys.exit(f"error: {complaint(error, ARTIFACTS / stage_name(stage))}")
+
+
+def complaint(error: Exception, target: Path) -> str:
+    """One line. target: what was to be written, where the error itself names no file."""
+    return disk.describe(error, target) if disk.is_full(error) else " ".join(str(error).split())
 
 
 def execute(stage: ModuleType) -> None:
@@ -50,10 +55,14 @@ def execute(stage: ModuleType) -> None:
     inputs = gather(stage, params, raw)
     partial = ARTIFACTS / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    report = inputs.cluster.run(stage, params, inputs, partial)
-    write_manifest(partial, dataclasses.asdict(params), inputs.folders)
-    replace_folder(partial, ARTIFACTS / name)
+    try:
+        partial.mkdir(parents=True)
+        report = inputs.cluster.run(stage, params, inputs, partial)
+        write_manifest(partial, dataclasses.asdict(params), inputs.folders)
+        replace_folder(partial, ARTIFACTS / name)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is what putting the previous result back takes
+        raise
     write_reports(name, report)
     write_run_record(name, started)
     for left in (RUNS / "checkpoints").glob(f"*/{inputs.key[:16]}*"):

@@ -28,7 +28,7 @@ REAL = 1000  # images of the train split whose distance to the holdout is report
 class Params:
     source: str             # mnist5k | digits | folder
     path: str | None        # of the folder
-    size: int               # pixels a side
+    side: int               # pixels; not `size`: DVC forgets params of that name when it looks for an earlier run
     channels: int           # 1: grey, 3: RGB
     holdout: int            # images
     seed: int               # of the split and of both nets
@@ -40,7 +40,7 @@ class Params:
     def __post_init__(self):
         check_choice("data.source", self.source, ("mnist5k", "digits", "folder"))
         check_choice("data.channels", str(self.channels), ("1", "3"))
-        for name, low, high in (("size", 8, 1024), ("holdout", 10, 10**7), ("seed", 0, 10**6), ("epochs", 1, 10_000),
+        for name, low, high in (("side", 8, 1024), ("holdout", 10, 10**7), ("seed", 0, 10**6), ("epochs", 1, 10_000),
                                 ("batch", 2, 65_536), ("lr", 1e-6, 1)):
             check_range(f"data.{name}", getattr(self, name), low, high)
         if self.source == "folder" and not (self.path and Path(self.path).is_dir()):
@@ -50,7 +50,7 @@ class Params:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
-    images, labels = load_images(params.source, params.path, params.size, params.channels)
+    images, labels = load_images(params.source, params.path, params.side, params.channels)
     parts = dict(zip(("train", "holdout"), split(labels, len(images), params.holdout, params.seed), strict=True))
     for part, chosen in parts.items():
         np.save(out / f"{part}.npy", images[chosen])
@@ -99,7 +99,7 @@ def add_reference(which: str, net: nn.Module, train: tuple, holdout: np.ndarray,
 def describe(params: Params) -> dict:
     """What readers need to know of the images, and by which file Inception's FID is computed."""
     named = params.inception and {"path": params.inception, "blake2b": hash_file(Path(params.inception))}
-    return {"source": params.source, "size": params.size, "channels": params.channels, "inception": named}
+    return {"source": params.source, "size": params.side, "channels": params.channels, "inception": named}
 
 
 def shared(holdout: np.ndarray, train: np.ndarray) -> int:

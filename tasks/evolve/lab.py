@@ -1,5 +1,6 @@
 """Where candidates are evaluated: warm workers, and a log that outlives the run."""
 
+import errno
 import functools
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.core import denoiser, quality, sampler
+from tasks.core import denoiser, disk, quality, sampler
 from tasks.core.artifacts import RUNS, Inputs, digest, hash_file
 from tasks.core.cluster import Cluster
 from tasks.core.parcel import files_of
@@ -40,10 +41,16 @@ class EvaluationLog:
     def add(self, key: str, result: float | list) -> None:
         self.known[key] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(json.dumps([key, result]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with open(self.path, "ab", buffering=0) as file:
+            whole, line = file.tell(), (json.dumps([key, result]) + "\n").encode()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:  # the search knows the result all the same; half a line would spoil the next one
+                file.truncate(whole)
+                print(f"warning: {disk.describe(error, self.path)}; going on, after a kill this evaluation is done again",
+                      flush=True)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def dit(size: int, channels: int, num_classes: int, *, width: int, depth: int, h
 def unet(size: int, channels: int, *, width: int) -> dict:
     """An unconditional DDPM UNet of three resolutions with attention at the lowest two."""
     if size % 4:
-        raise ValueError(f"data.size: {size} is not a multiple of 4, which a UNet of three resolutions needs")
+        raise ValueError(f"data.side: {size} is not a multiple of 4, which a UNet of three resolutions needs")
     return {"sample_size": size, "in_channels": channels, "out_channels": channels, "layers_per_block": 1,
             "block_out_channels": [width, 2 * width, 2 * width], "norm_num_groups": 8, "attention_head_dim": 8,
             "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],

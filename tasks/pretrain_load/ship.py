@@ -71,7 +71,7 @@ def card(name: str, numbers: dict, params: dict, curve: list[tuple[str, str]]) -
     quality = {k: v for k, v in sorted(numbers.items()) if k == "class_accuracy" or k.startswith("fid")}
     return CARD.format(
         **numbers, name=name, architecture=architecture[how["architecture"]], source=params["data"]["source"],
-        size=params["data"]["size"], seed=params["pretrain_load"]["seed"], values=", ".join(f"{k} {v}" for k, v in how.items()),
+        size=params["data"]["side"], seed=params["pretrain_load"]["seed"], values=", ".join(f"{k} {v}" for k, v in how.items()),
         loss=float(curve[-1][1]), steps=int(curve[-1][0]), measured="\n".join(f"| {k} | {v:.4f} |" for k, v in quality.items()))
 
 

@@ -7,6 +7,7 @@ Left out: latent models' VAE and text encoders; weights that are not safetensors
 """
 
 import csv
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,6 +76,10 @@ class Params:
             raise ValueError(f"path: {self.path} holds no model_index.json; expected a diffusers folder, such as {shipped}")
         if self.source == "hub" and not (self.repo_id and self.revision):
             raise ValueError(f"revision: {self.revision}; source hub needs repo_id and revision: models must not change unseen")
+        if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{7,40}", self.revision):
+            raise ValueError(f"revision: {self.revision!r} is not a commit (7 to 40 hex digits); a branch or tag can be moved")
+        if self.source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
+            raise ValueError(f"repo_id: {self.repo_id!r} is not owner/name")
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:

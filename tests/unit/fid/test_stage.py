@@ -43,7 +43,7 @@ def inputs(tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp("artifacts") / name for name in stage.INPUTS}
     for folder in folders.values():
         folder.mkdir()
-    params = data_stage.Params(source="digits", path=None, size=8, channels=1, holdout=297, seed=0, epochs=3, batch=64, lr=4e-3,
+    params = data_stage.Params(source="digits", path=None, side=8, channels=1, holdout=297, seed=0, epochs=3, batch=64, lr=4e-3,
                                inception=None)
     data_stage.run(params, Inputs({}, "key"), folders["data"])
     (folders["profile"] / "model.csv").write_text(

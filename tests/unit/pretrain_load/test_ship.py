@@ -11,7 +11,7 @@ from tasks.core.denoiser import build, load, save
 from tasks.pretrain_load import ship
 from tasks.pretrain_load.architectures import SCHEDULE, unet
 
-PARAMS = {"data": {"source": "digits", "size": 8},
+PARAMS = {"data": {"source": "digits", "side": 8},
           "pretrain_load": {"seed": 3, "bank_steps": 50, "train": {"architecture": "unet"}}}
 
 

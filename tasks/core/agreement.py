@@ -1,0 +1,64 @@
+"""What no block of params.yaml can check alone: blocks that must agree, and goals that no setting of them can reach."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.core.params import check_choice, check_keys
+
+# One evaluation against dense at fp32, at best: int8 is at most 16 times as fast (AMX on AVX-512), 3 bits are 9/1024 of the
+# BitOPs and 3/32 of the bytes; 2:4 halves that, units remove `mask_search.unit_share` of it.
+MOST_SPEEDUP, LEAST_BITOPS, LEAST_BYTES = 16, 9 / 1024, 3 / 32
+NODE = ("cpus", "gpus")  # what a stage may ask of its node
+
+
+def check(params: dict, stages: tuple[str, ...]) -> None:
+    """params: resolved, every block of a stage valid by itself. Raises ValueError with key, value and bound."""
+    check_resources(params["resources"], stages)
+    check_batches(params)
+    check_goal(params["goal"], params)
+
+
+def check_batches(params: dict) -> None:
+    timed, measured = params["profile"]["batches"], params["benchmark"]["batches"]
+    wanted = {"mask_search.batch": params["mask_search"]["batch"], "evolve.batch": params["evolve"]["batch"],
+              "fid.dull.batch": params["fid"]["dull"]["batch"]}
+    for key, batch in wanted.items():
+        if batch not in timed:
+            raise ValueError(f"{key}: {batch} is not one of profile.batches: {timed}")
+    if (batch := params["report"]["batch"]) not in measured:
+        raise ValueError(f"report.batch: {batch} is not one of benchmark.batches: {measured}")
+
+
+def check_goal(goal: dict, params: dict) -> None:
+    """Bounds that are generous on purpose: what passes may still not be reached, what does not never is."""
+    evolve, kept = params["evolve"], least_kept(params)
+    share = evolve["steps"][0] / evolve["dense_steps"] * (1 - max(evolve["cache_budgets"])) * kept
+    by = f"nothing reaches with evolve.steps from {evolve['steps'][0]} and cache_budgets up to {max(evolve['cache_budgets'])}"
+    if goal["target"] == "latency" and goal["min_speedup"] > (most := MOST_SPEEDUP / share):
+        raise ValueError(f"goal.min_speedup: {goal['min_speedup']} is above {most:.0f}, which {by}")
+    if goal["target"] == "bitops" and goal["max_bitops"] < (least := share * LEAST_BITOPS):
+        raise ValueError(f"goal.max_bitops: {goal['max_bitops']} is below {least:.2g}, which {by}")
+    source = params["pretrain_load"]
+    if goal["target"] == "size" and source["source"] == "folder":
+        dense = sum(p.stat().st_size for p in Path(source["path"]).glob("*/*.safetensors"))
+        if goal["max_size"] < (least := int(dense * LEAST_BYTES * kept)):
+            raise ValueError(f"goal.max_size: {goal['max_size']} is below {least} bytes, which nothing reaches with a "
+                             f"teacher of {dense} bytes at 3 bits and mask_search.unit_share as it is")
+
+
+def least_kept(params: dict) -> float:
+    return min(0.5, 1 - params["mask_search"]["unit_share"])
+
+
+def check_resources(resources: Any, stages: tuple[str, ...]) -> None:
+    """{stage: {cpus, gpus}}, or null."""
+    if not isinstance(resources or {}, dict):
+        raise ValueError(f"resources: {resources!r} is not a block of keys")
+    for stage, asked in (resources or {}).items():
+        check_choice("resources", stage, stages)
+        if not isinstance(asked, dict):
+            raise ValueError(f"resources.{stage}: {asked!r} is not a block of {', '.join(NODE)}")
+        check_keys(f"resources.{stage}", {**dict.fromkeys(NODE), **asked}, NODE)
+        for name, value in asked.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1024:
+                raise ValueError(f"resources.{stage}.{name}: {value!r} is not between 0 and 1024")

@@ -1,0 +1,80 @@
+"""What only the whole params.yaml can be wrong about, through the preflight: one line, and the key is named."""
+
+import re
+
+import pytest
+
+from flows import compress
+from tasks.core.params import validate_all
+from tests.contract.reading import ROOT
+
+GOOD = (ROOT / "params.yaml").read_text()
+
+
+@pytest.fixture(autouse=True)
+def at_the_top(monkeypatch):
+    monkeypatch.chdir(ROOT)  # the shipped teacher is named relative to it
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("min_speedup: 5.0", "min_speedup: 1000", r"goal\.min_speedup: 1000 is above \d+, which nothing reaches"),
+    ("target: latency ", "target: bitops ", "goal.max_bitops: null, but goal.target 'bitops' needs a number"),
+    ("target: latency ", "target: size ", "goal.max_size: null"),
+    ("workers: 2 ", "workers: 0 ", "cluster.workers: 0 is not between 1 and 10000"),
+    ("workers: 2 ", "wokers: 2 ", r"cluster: unknown key 'wokers' \(did you mean workers"),
+    ("resources: {}", "resources: [distill]", r"resources: \['distill'\] is not a block of keys"),
+    ("resources: {}", "resources: {distil: {cpus: 8}}", "resources: 'distil' is not one of .*did you mean distill"),
+    ("resources: {}", "resources: {distill: {cpu: 8}}", "resources.distill: unknown key 'cpu'"),
+    ("resources: {}", "resources: {distill: {cpus: -1}}", "resources.distill.cpus: -1 is not between 0 and 1024"),
+    ("batches: {quick: [8]", "batches: {quick: [4]", r"mask_search.batch: 8 is not one of profile.batches: \[4\]"),
+    ("batches: {quick: [1, 8]", "batches: {quick: [1]", r"report.batch: 8 is not one of benchmark.batches: \[1\]"),
+    ("scale: quick", "scale: quick\nscale: full", "key 'scale' stands twice"),
+    ("  bank: 1000", "  bank: 1000\n  bank: 10", "key 'bank' stands twice"),
+    ("source: folder          # folder", "source: hub # folder", "revision: None; source hub needs"),
+])
+def test_a_mistake_is_one_line_before_anything_starts(tmp_path, old, new, message):
+    assert old in GOOD
+    path = tmp_path / "params.yaml"
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message) as failure:
+        validate_all(path)
+    assert str(failure.value).startswith(str(path)) and "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("target, key, value", [("bitops", "max_bitops", "0.00001"), ("size", "max_size", "1000")])
+def test_a_goal_below_what_three_bits_give_is_refused(tmp_path, target, key, value):
+    path = tmp_path / "params.yaml"
+    path.write_text(GOOD.replace("target: latency ", f"target: {target} ").replace(f"{key}: null", f"{key}: {value}"))
+    with pytest.raises(ValueError, match=rf"goal\.{key}: .* is below .*, which nothing reaches"):
+        validate_all(path)
+
+
+@pytest.mark.parametrize("revision, repo, message", [
+    ("main", "owner/name", "revision: 'main' is not a commit"), ("0123abc", "a b//c", "repo_id: 'a b//c' is not owner/name")])
+def test_a_hub_model_is_named_by_its_commit(tmp_path, revision, repo, message):
+    path = tmp_path / "params.yaml"
+    text = re.sub("revision: null", f"revision: {revision}", re.sub("repo_id: null", f"repo_id: {repo}", GOOD))
+    path.write_text(text.replace("source: folder          # folder", "source: hub # folder"))
+    with pytest.raises(ValueError, match=message):
+        validate_all(path)
+
+
+def test_a_block_that_is_none_and_a_file_that_is_no_text(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"(?ms)^fid:.*?^benchmark", "fid: [1, 2]\nbenchmark", GOOD))
+    with pytest.raises(ValueError, match=r"fid: \[1, 2\] is not a block of keys"):
+        validate_all(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="params.yaml: not a text file in UTF-8"):
+        validate_all(path)
+
+
+def test_the_preflight_refuses_a_disk_without_room(monkeypatch):
+    monkeypatch.setattr(compress.freshness.disk, "free_bytes", lambda path: 5 * 10**8)
+    with pytest.raises(ValueError, match="500 MB free, a run needs at least 1000 MB"):
+        compress.freshness.check_space()
+
+
+def test_a_run_never_reads_its_data_from_what_it_writes():
+    with pytest.raises(ValueError, match="data.path: '.' is, holds or lies in a folder that the run writes"):
+        compress.freshness.check_paths({"data": {"path": "."}, "pretrain_load": {"path": "tasks"}})
