@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dvc.exceptions import DvcException
 from prefect import flow
 from prefect.states import Failed, State
 
@@ -116,8 +117,8 @@ def main(arguments: list[str] | None = None, until: str | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the stage's process ends, too
     try:
         return run(asked, until)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, DvcException) as error:  # DVC's: dvc.lock with conflict markers, no repository, a bad config
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the next run goes on from the last checkpoint", file=sys.stderr)

@@ -77,7 +77,10 @@ def validate(folder: Path) -> Path:
     """The folder, once every file named by its manifest is there, whole and unchanged. Raises ValueError otherwise."""
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{folder / MANIFEST}: not found; run `dvc repro {folder.name}` or `dvc checkout` first")
-    files = read_json(folder / MANIFEST)["files"]
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(f, dict) and {"bytes", "blake2b"} <= f.keys() for f in files.values()):
+        raise ValueError(f"{folder / MANIFEST}: is not a manifest: no `files` with bytes and blake2b of each")
     extra = {p.relative_to(folder).as_posix() for p in payload(folder)} - files.keys()
     if extra:
         raise ValueError(f"{folder}: {', '.join(sorted(extra)[:3])} is not in the manifest")

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tasks.core.artifacts import read_json
+
 ARCHITECTURES = {"DiTTransformer2DModel": "transformer", "UNet2DModel": "unet"}  # class name -> folder in a pipeline
 
 
@@ -122,9 +124,9 @@ def load(folder: str | Path) -> Denoiser:
     index = folder / "model_index.json"
     if not index.exists():
         raise ValueError(f"{index}: not found; expected a diffusers folder")
-    parts = json.loads(index.read_text())
+    parts = read_block(index)
     for class_name, part in ARCHITECTURES.items():
-        if part in parts and parts[part][1] == class_name:
+        if isinstance(parts.get(part), list) and class_name in parts[part]:
             break
     else:
         raise ValueError(f"{index}: holds none of {', '.join(ARCHITECTURES)}; its parts are "
@@ -139,8 +141,15 @@ def load(folder: str | Path) -> Denoiser:
             str(folder), subfolder=part, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     except Exception as error:  # safetensors and diffusers raise a dozen kinds for a damaged file
         raise ValueError(f"{weights}: cannot be read as {class_name}: {str(error).splitlines()[0]}") from error
-    schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    schedule = read_block(folder / "scheduler" / "scheduler_config.json")
     return Denoiser(model.eval().requires_grad_(False), Schedule.from_config(schedule))
+
+
+def read_block(path: Path) -> dict:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds {type(data).__name__}, expected an object with keys")
+    return data
 
 
 def save(denoiser: Denoiser, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

@@ -35,7 +35,6 @@ def main(stage: ModuleType) -> None:
     """Run one stage at the top of the repository. A user's mistake is one line on stderr and exit status 2."""
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
     try:
-        machine.refresh()
         execute(stage)
     except Exception as error:
         if os.environ.get("DIFFPRESS_DEBUG") or not (isinstance(error, ValueError | OSError) or disk.is_full(error)):
@@ -51,6 +50,7 @@ def complaint(error: Exception, target: Path) -> str:
 def execute(stage: ModuleType) -> None:
     name, started = stage_name(stage), time.time()
     raw = read_params()
+    machine.refresh()  # only now: elsewhere than at the top of the repository it would leave a folder behind
     params = stage_params(stage, raw)
     inputs = gather(stage, params, raw)
     partial = ARTIFACTS / f".{name}.partial"

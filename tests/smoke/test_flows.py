@@ -230,6 +230,21 @@ def test_a_users_mistake_is_one_line_and_starts_nothing(tmp_path, monkeypatch, c
     assert error.startswith("error: params.yaml") and error.count("\n") == 1
 
 
+def test_a_lock_file_with_conflict_markers_is_one_line(toy, tmp_path, monkeypatch, capsys):
+    (tmp_path / "dvc.lock").write_text("<<<<<<< ours\nschema: '2.0'\n=======\n>>>>>>> theirs\n")
+    monkeypatch.setattr(compress, "validate_all", lambda: {"scale": "quick"})
+    monkeypatch.setattr(freshness, "check_paths", lambda params: None)
+    assert compress.main([]) == 2
+    error = capsys.readouterr().err
+    assert "dvc.lock" in error and error.count("\n") == 1
+
+
+def test_files_that_did_not_reach_the_cache_are_no_success(toy):
+    line = f"{stages.NOT_CACHED}'0a1b' - [Errno 28] No space left on device: 'a' -> 'b'"
+    state = stages.done("one", ["wrote 1", line], 1.0)
+    assert state.is_failed() and "1 of its files did not get into DVC's cache ([Errno 28] No space" in state.message
+
+
 def test_the_second_run_waits_for_the_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = []

@@ -56,3 +56,10 @@ def test_digest_ignores_the_order_of_keys_only():
 def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"fid": float("nan")})
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"files": [1]}', '{"files": {"a.npy": 5}}'])
+def test_a_manifest_of_another_shape_is_one_line(artifact, content):
+    (artifact / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match="manifest.json: is not a manifest"):
+        validate(artifact)

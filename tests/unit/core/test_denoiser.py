@@ -81,3 +81,21 @@ def test_a_unet_without_classes_ignores_labels():
     denoiser = build("UNet2DModel", unet(8, 1, width=8), SCHEDULE)
     assert denoiser.num_classes == 0
     assert denoiser(torch.zeros(1, 1, 8, 8), torch.tensor([5]), None).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("model_index.json", "{", "model_index.json: not JSON at line 1"),
+    ("model_index.json", "[1]", "model_index.json: holds list, expected an object"),
+    ("model_index.json", '{"transformer": null}', "model_index.json: holds none of DiTTransformer2DModel"),
+    ("scheduler/scheduler_config.json", "[]", "scheduler_config.json: holds list"),
+])
+def test_a_damaged_description_names_its_file(tmp_path, file, content, message):
+    import shutil
+
+    from tasks.core import denoiser
+    from tests.contract.reading import ROOT
+    folder = tmp_path / "teacher"
+    shutil.copytree(ROOT / "tasks/pretrain_load/teachers/mnist_dit", folder)
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        denoiser.load(folder)
