@@ -8,7 +8,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 20 by default: a first start on two busy cores takes longer
-    "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "1",  # 5 by default: so long a run's own server takes to end, with nothing left to do
+    "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "1",  # 5 by default: for so long a run's own server does not end
 }
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
