@@ -129,7 +129,9 @@ def said_of_loss(row: Row) -> str:
 
 def said_of_dull_best(rows: dict[str, Row], scale: Scale, beats: bool, factor: float | None) -> str:
     compressed, dull = rows["compressed"], rows["dull_best"]
-    head = f"compressed {'beats' if beats else 'does not beat'} dull_best{' at equal quality' if qualifies(dull) else ''}"
+    head = f"compressed {'beats' if beats else 'does not beat'} dull_best"
+    if qualifies(dull) and equal(compressed):
+        head += " at equal quality"
     if factor is None:
         return f"{head}: {scale.goal.target} was not measured for both."
     amounts = f"{scale.phrase(scale.amount(compressed))} against {scale.phrase(scale.amount(dull))}"
@@ -145,8 +147,15 @@ def said_of_equality(compressed: Row, dull: Row) -> str:
         return "their quality was not compared."
     samples = f"{dull.quality.get('selection_samples', 'the')} selection samples"
     weak = f" No point of the dull front reached compressed's quality on {samples}; dull_best is the one of the lowest FID."
+    better = f" They are not of equal quality: compressed is shown to be the better one, which {samples} did not tell."
     return (f"95 % bound of the quality loss to it {percent(bound)}, where up to {share(EQUAL)} is called equal."
-            f"{'' if qualifies(dull) else weak}")
+            f"{('' if equal(compressed) else better) if qualifies(dull) else weak}")
+
+
+def equal(compressed: Row) -> bool:
+    """Not shown to be the better one; whether it is shown to be no worse is for the verdict to say."""
+    bound = compressed.quality.get("loss_to_dull_best_upper95")
+    return bound is None or bound >= 0
 
 
 def qualifies(dull: Row) -> bool:

@@ -34,6 +34,11 @@ def test_a_good_estimate_with_a_bound_above_the_tolerance_does_not_meet_the_goal
     assert "Nearest that was feasible: precision, 6.58×" in found.lines[0].text
 
 
+def test_a_dull_best_of_lower_quality_is_not_called_equal():
+    said = judge(rows_with(quality={"loss_to_dull_best_upper95": -0.1}), GOAL, SETTING).lines
+    assert any("not of equal quality: compressed is shown to be the better one" in line.text for line in said)
+
+
 def test_the_nearest_of_many_has_to_stand_holms_correction():
     rows = rows_with(quality={"loss": -0.01, "loss_upper95": 0.051})
     rows["precision"].quality["loss_p_holm"] = 0.06
