@@ -168,7 +168,7 @@ def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict) -> st
     """Which machine and which protocol the numbers are of: one sentence for each."""
     machine, protocol, fid = timings["machine"], timings["protocol"], fid_key(rows)
     sd, real = rows["dense"].quality.get("fid_sd"), rows["dense"].quality.get("fid_real")
-    above = f", one {fid} varying by ± {significant(sd)} from sample to sample" if sd else ""
+    above = f", {fid} of dense having a standard error of {significant(sd)}, samples and holdout resampled" if sd else ""
     if real is not None:
         above += (f"; “above real” is the same increase over what dense has beyond {significant(real)}, the {fid} of as many "
                   f"real images")
