@@ -179,7 +179,7 @@ def nested(rows: list[dict]) -> dict:
 def protocol(params: Params) -> dict:
     """What a reader needs to repeat the timings."""
     return {**asdict(params), "threads": torch.get_num_threads(), "clock": "from noise to the whole finished batch",
-            "order": "variants and backends take turns, each round starts with another",
+            "order": "one backend after the other; its variants take turns, each round starts with another",
             "long loops": f"whole at batch 1 and with a cache plan; else at most {params.timed_steps} steps, scaled to the NFE"}
 
 

@@ -4,7 +4,7 @@ import csv
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,8 +40,11 @@ class Times:
         weights = [self.of(layer, "fp32") for layer in tokens]
         return float(np.average([self.remainders[token] for token in tokens.values()], weights=weights))
 
-    def changing(self, tokens: Iterable[str]) -> float:
-        """What the changes of precision from each layer to the next take together."""
+    def changing(self, tokens: Sequence[str]) -> float:
+        """What the changes of precision from each layer to the next take together. One fp32 layer makes all that is between
+        the layers run in fp32 (`tasks.runtime.graph.rest_precision`): then each bf16 layer is a change there and back."""
+        if "fp32" in tokens:
+            tokens = [part for token in tokens for part in (("fp32", token, "fp32") if token == "bf16" else (token,))]
         return sum(self.changes.get(frozenset(pair), 0.0) for pair in itertools.pairwise(tokens))
 
 
@@ -98,7 +101,7 @@ def latency(costs: Sequence[LayerCost], times: Times, dense: Recipe) -> RecipeCo
     def of(recipe: Recipe) -> float:
         tokens = {c.name: recipe.precision.get(c.name, "fp32") for c in costs}
         computed = sum(time(c.name, tokens[c.name], density(c, recipe)) * evaluations(c, recipe) for c in costs)
-        every_step = times.remainder(tokens) + times.changing(tokens[layer] for layer in layers)
+        every_step = times.remainder(tokens) + times.changing([tokens[layer] for layer in layers])
         return computed + recipe.nfe * every_step
 
     whole = of(dense)
@@ -132,16 +135,19 @@ def quantisable(cost: LayerCost) -> bool:
 
 
 def precision_menus(target: str, layers: Sequence[str], times: Times | None) -> tuple[tuple[str, ...], ...]:
-    """Choices of every gene, cheapest first. latency: one gene a layer, of the classes that are faster than every more accurate
-    one; else two genes a layer, bits of the weights and of the activations."""
+    """Choices of every gene, cheapest first. latency: one gene a layer, of `useful_classes`; else two genes a layer, bits of
+    the weights and of the activations."""
     if target != "latency":
         return (WEIGHT_BITS, ACTIVATION_BITS) * len(layers)
-    return tuple(faster_classes(layer, times) for layer in layers)
+    return tuple(useful_classes(layer, times) for layer in layers)
 
 
-def faster_classes(layer: str, times: Times) -> tuple[str, ...]:
+def useful_classes(layer: str, times: Times) -> tuple[str, ...]:
+    """The classes that are faster than every more accurate one, and bf16 in any case: where all other layers are bf16 or int8,
+    a layer that is itself fastest in fp32 would keep what is between them in fp32, too."""
     kept = ["fp32"]
-    for token in reversed(LATENCY_CLASSES[:-1]):
-        if times.of(layer, token) < times.of(layer, kept[0]):
-            kept.insert(0, token)
+    for token in (token for token in reversed(LATENCY_CLASSES[:-1]) if (layer, token) in times.layers):
+        if token == "bf16" or times.of(layer, token) < times.of(layer, kept[0]):
+            kept.append(token)
+            kept.sort(key=lambda token: times.of(layer, token))
     return tuple(kept)

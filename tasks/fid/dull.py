@@ -2,7 +2,7 @@
 
 import csv
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tasks.fid.variants import read_files
 from tasks.runtime.packed import WEIGHTS
 
 BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
+SCREEN = 0.15         # relative FID above compressed's up to which a point stays a contender until more samples decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,15 @@ def target_costs(points: Sequence[Point], target: str, speed: Mapping[str, float
     return {point.name: bitops(layers, point.recipe(recipes, teacher.schedule)) for point in points}
 
 
+def contenders(points: Sequence[Point], cost: Mapping[str, float], quality: Mapping[str, float], bar: float) -> list[Point]:
+    """The points that may be as good as compressed, cheapest first; of equally dear ones the best alone.
+
+    The few samples of a front are not enough to turn a point down by EQUAL: up to SCREEN above compressed's FID stay in.
+    """
+    best_of = {cost[p.name]: p for p in sorted(points, key=lambda p: quality[p.name], reverse=True)}
+    return [best_of[c] for c in sorted(best_of) if quality[best_of[c].name] <= bar * (1 + SCREEN)]
+
+
 @dataclass(frozen=True)
 class Front:
     """The measured grid and the point that stands for it as the variant dull_best."""
@@ -93,29 +103,22 @@ class Front:
     quality: Mapping[str, float]  # FID by point name
     bar: float                    # compressed's FID on the same seeds
     best: Point
+    qualifies: bool               # whether best is as good as compressed
 
     @classmethod
     def of(cls, points: Sequence[Point], speed: Mapping[str, float], cost: Mapping[str, float], quality: Mapping[str, float],
-           bar: float) -> "Front":
-        """best: of the points as good as compressed the one of least cost; if there is none, the point of lowest FID."""
-        good = [point for point in points if equal_quality(quality[point.name], bar)]
-        if good:
-            best = min(good, key=lambda point: (cost[point.name], quality[point.name]))
-        else:
-            best = min(points, key=lambda point: (quality[point.name], cost[point.name]))
-        return cls(points, speed, cost, quality, bar, best)
-
-    @property
-    def qualifies(self) -> bool:
-        """Whether best is as good as compressed."""
-        return equal_quality(self.quality[self.best.name], self.bar)
+           bar: float, confirm: Callable[[Point], bool]) -> "Front":
+        """best: the cheapest contender that more samples confirm to be as good as compressed, or the point of lowest FID."""
+        found = next(filter(confirm, contenders(points, cost, quality, bar)), None)
+        best = found or min(points, key=lambda point: (quality[point.name], cost[point.name]))
+        return cls(points, speed, cost, quality, bar, best, found is not None)
 
     def table(self, metric: str) -> list[dict]:
         """A row per point; metric: the name of the FID."""
+        tried = contenders(self.points, self.cost, self.quality, self.bar)
         return [{"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,
                  "images_per_s": self.speed[p.name], "cost": self.cost[p.name], metric: self.quality[p.name],
-                 "as_good_as_compressed": equal_quality(self.quality[p.name], self.bar), "best": p == self.best}
-                for p in self.points]
+                 "contender": p in tried, "best": p == self.best} for p in self.points]
 
 
 def equal_quality(fid: float, bar: float) -> bool:

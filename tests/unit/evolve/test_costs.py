@@ -69,10 +69,26 @@ def test_bounds_are_costs():
     assert [bound_of(goal(t)) for t in ("latency", "bitops", "size")] == [1 / 8, 0.1, 1000.0]
 
 
-def test_menus_hold_only_classes_that_are_faster_than_every_more_accurate_one():
-    assert precision_menus("latency", ("a", "b"), TIMES) == (("w8a8", "fp32"), ("w8a8", "fp32"))
+def test_menus_hold_classes_that_are_faster_than_every_more_accurate_one_cheapest_first():
+    assert precision_menus("latency", ("a", "b"), TIMES) == (("w8a8", "fp32", "bf16"), ("w8a8", "fp32", "bf16"))
     slow = Times({("a", "fp32"): [(1.0, 1.0)], ("a", "w8a8"): [(1.0, 2.0)], ("a", "bf16"): [(1.0, 0.5)]}, remainders={})
     assert precision_menus("latency", ("a",), slow) == (("bf16", "fp32"),)
+
+
+def test_bf16_stays_on_the_menu_of_a_layer_that_is_fastest_in_fp32():
+    layer = Times({("a", "fp32"): [(1.0, 1.0)], ("a", "w8a8"): [(1.0, 1.5)], ("a", "bf16"): [(1.0, 2.0)]}, remainders={})
+    assert precision_menus("latency", ("a",), layer) == (("fp32", "bf16"),)
+
+
+@pytest.mark.parametrize("tokens, count", [
+    (("bf16", "bf16", "w8a8"), {"bf16+w8a8": 1}),          # everything between the layers runs in bf16
+    (("bf16", "bf16", "fp32"), {"bf16+fp32": 4}),          # in fp32: each bf16 layer is a way there and a way back
+    (("w8a8", "bf16", "fp32"), {"w8a8+fp32": 1, "bf16+fp32": 2}),
+    (("w8a8", "w8a8", "fp32"), {"w8a8+fp32": 1})])
+def test_one_fp32_layer_makes_every_bf16_layer_two_changes(tokens, count):
+    prices = {"bf16+w8a8": 1.0, "bf16+fp32": 10.0, "w8a8+fp32": 100.0}
+    times = Times({}, {}, {frozenset(pair.split("+")): price for pair, price in prices.items()})
+    assert times.changing(tokens) == sum(prices[pair] * n for pair, n in count.items())
 
 
 def test_menus_of_bits_are_two_genes_a_layer():

@@ -20,6 +20,10 @@ SPEED = {FP32.name: 100.0, INT8.name: 300.0, SLOW.name: 150.0}
 SECONDS = {name: 1 / images_per_s for name, images_per_s in SPEED.items()}
 
 
+def always(point: Point) -> bool:
+    return True
+
+
 class Linear:
     """A schedule, as far as spaced_timesteps reads it for uniform lists."""
 
@@ -40,8 +44,23 @@ def test_the_grid_is_full_and_changes_package_as_rarely_as_possible():
     ((3.0, 5.0, 4.0), 2.0, FP32, False),   # none reaches it: the best quality
 ])
 def test_the_fastest_of_equal_quality_or_else_the_best(quality, bar, best, qualifies):
-    front = Front.of([FP32, INT8, SLOW], SPEED, SECONDS, dict(zip(SPEED, quality, strict=True)), bar)
+    front = Front.of([FP32, INT8, SLOW], SPEED, SECONDS, found := dict(zip(SPEED, quality, strict=True)), bar,
+                     lambda p: dull.equal_quality(found[p.name], bar))
     assert (front.best, front.qualifies) == (best, qualifies)
+
+
+def test_contenders_are_asked_in_the_order_of_cost_until_one_is_confirmed():
+    """Eight percent above on few samples is no reason to turn the fastest point down; sixteen is."""
+    asked = []
+    points, quality = [FP32, INT8, SLOW], {FP32.name: 4.0, INT8.name: 4.3, SLOW.name: 3.9}
+    front = Front.of(points, SPEED, SECONDS, quality, 4.0, lambda p: asked.append(p) or p == SLOW)
+    assert asked == [INT8, SLOW] and front.best == SLOW and front.qualifies
+    assert dull.contenders(points, SECONDS, quality | {INT8.name: 4.64}, 4.0) == [SLOW, FP32]
+
+
+def test_a_point_that_more_samples_do_not_confirm_does_not_qualify():
+    front = Front.of([FP32, INT8], SPEED, SECONDS, {FP32.name: 3.0, INT8.name: 3.0}, 4.0, lambda p: False)
+    assert front.best == INT8 and not front.qualifies
 
 
 @pytest.mark.parametrize(("target", "costs", "best"), [
@@ -58,28 +77,28 @@ def test_the_best_is_the_best_on_the_goals_target(target, costs, best, tmp_path,
     points = [FP32, INT8, SLOW]
     found = dull.target_costs(points, target, SPEED, tmp_path, packages, SimpleNamespace(schedule=Linear()))
     assert tuple(found.values()) == pytest.approx(costs)
-    assert Front.of(points, SPEED, found, {FP32.name: 2.0, INT8.name: 3.9, SLOW.name: 3.0}, 4.0).best == best
+    assert Front.of(points, SPEED, found, {FP32.name: 2.0, INT8.name: 3.9, SLOW.name: 3.0}, 4.0, always).best == best
 
 
 def test_fewer_operations_win_where_they_are_slower():
     """Two steps in fp32 against eight in int8 on a machine where int8 is ten times as fast."""
     few = point("fp32", 2)
     speed, operations = {few.name: 100.0, SLOW.name: 250.0}, {few.name: 50.0, SLOW.name: 60.0}
-    assert Front.of([few, SLOW], speed, operations, dict.fromkeys(speed, 1.0), 1.0).best == few
+    assert Front.of([few, SLOW], speed, operations, dict.fromkeys(speed, 1.0), 1.0, always).best == few
 
 
 def test_equal_speed_is_decided_by_quality():
     other = point("int8", 4, "dpm2m")
     same = {INT8.name: 1.0, other.name: 1.0}
-    front = Front.of([INT8, other], same, same, {INT8.name: 3.0, other.name: 2.0}, 4.0)
+    front = Front.of([INT8, other], same, same, {INT8.name: 3.0, other.name: 2.0}, 4.0, always)
     assert front.best == other
 
 
 def test_the_table_holds_every_point_and_marks_one():
-    table = Front.of([FP32, INT8], SPEED, SECONDS, {FP32.name: 3.0, INT8.name: 5.0}, 4.0).table("fid_250")
+    table = Front.of([FP32, INT8], SPEED, SECONDS, {FP32.name: 3.0, INT8.name: 5.0}, 4.0, always).table("fid_250")
     assert [row["best"] for row in table] == [True, False]
     assert table[1] == {"name": "ddim_uniform_4_int8", "precision": "int8", "solver": "ddim", "spacing": "uniform", "nfe": 4,
-                        "images_per_s": 300.0, "cost": 1 / 300, "fid_250": 5.0, "as_good_as_compressed": False, "best": False}
+                        "images_per_s": 300.0, "cost": 1 / 300, "fid_250": 5.0, "contender": False, "best": False}
 
 
 def test_times_are_the_shipping_backends_at_one_batch(tmp_path):

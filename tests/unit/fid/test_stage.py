@@ -19,8 +19,8 @@ from tasks.fid.sampling import sample_jobs as draw
 from tasks.runtime import graph
 
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=None, max_size=None)
-DULL = stage.DullParams(precisions=("fp32", "int8"), solvers=("ddim",), spacings=("uniform",), steps=(2, 6), samples=60, seed=7,
-                        batch=8)
+DULL = stage.DullParams(precisions=("fp32", "int8"), solvers=("ddim",), spacings=("uniform",), steps=(2, 6), samples=60,
+                        confirm=80, seed=7, batch=8)
 PARAMS = stage.Params(samples=100, pairs=20, batch=20, seed=1, resamples=50, dull=DULL, goal=GOAL)
 HERE = Cluster(ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_worker=0, max_attempts=1, max_object_mb=1,
                              storage_uri=None, connect_timeout_s=1, start_timeout_s=1))
@@ -119,8 +119,8 @@ def test_a_front_below_compressed_is_said_so(inputs, fakes, tmp_path, monkeypatc
     monkeypatch.setitem(HARM, "dull_int8", 0.6)
     numbers = run(inputs, tmp_path / "fid")
     assert not numbers["dull_best"]["as_good_as_compressed"]
-    assert numbers["dull_best"]["selection_samples"] == 60
-    assert "no point of the dull front reached compressed's quality on 60 selection samples" in capsys.readouterr().out
+    assert numbers["dull_best"]["selection_samples"] == 80
+    assert "no point of the dull front reached compressed's quality on 80 selection samples" in capsys.readouterr().out
     assert numbers["dull_best"]["point"].endswith("fp32")
 
 
