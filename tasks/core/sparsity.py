@@ -1,13 +1,67 @@
-"""What rooms share about masks: the N:M pattern, and how much of each layer a set of masks keeps."""
+"""What rooms share about masks: the grains, the masks that a saliency gives, and how much of each layer a set of masks keeps.
+
+Grains, from single weights to whole rows (Mao et al., arXiv 1705.08922, section 3; N:M: arXiv 2102.04010). Beside the shape is
+what one grain is in a Conv2d (out, in, kh, kw); a Linear and a 1 x 1 convolution have no kernel, there it is a tile (out, in):
+
+  fine      1 weight
+  N:M       the N of M consecutive weights along the inputs that stay; 2:4, 1:4, 4:8 ...
+  vector    a row of the kernel (1, 1, 1, kw)             1 x 8
+  kernel    a kernel (1, 1, kh, kw)                       8 x 8
+  filter    all that one output reads (1, in, kh, kw)     1 x in
+  unit      a hidden unit, an attention head or a group of channels, taken out of all layers that make or read it
+            (`tasks.runtime.masks`): the layers get smaller
+"""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from tasks.runtime.masks import shrink_units
+
+
+GRAINS = ("fine", "vector", "kernel", "filter")  # of one weight; besides them N:M and unit
+TILE = 8  # weights along each side of a Linear's vector and kernel: one AVX-512 register holds 2 x 8 floats
+
+
+def grain_shape(weight: Sequence[int], grain: str) -> tuple[int, ...]:
+    """Extent of one grain in a weight of that shape. Raises ValueError for an unknown grain."""
+    if grain not in GRAINS:
+        raise ValueError(f"grain {grain!r} is none of {', '.join(GRAINS)}")
+    convolves = prod(weight[2:]) > 1
+    last = (1,) * len(weight[2:])
+    return {"fine": (1, 1, *last),
+            "vector": (1, 1, *last[:-1], weight[-1]) if convolves else (1, TILE, *last),
+            "kernel": (1, 1, *weight[2:]) if convolves else (TILE, TILE, *last),
+            "filter": (1, *weight[1:])}[grain]
+
+
+def grain_mask(saliency: Tensor, grain: str, density: float | None = None) -> Tensor:
+    """Bool of the saliency's shape, True where a weight stays: the share `density` of the grains with the largest sums.
+
+    saliency: >= 0, of a Linear's or Conv2d's weight, such as |w|. grain: N:M, whose density is N / M, or one of GRAINS.
+    Ties go to the earlier grain, and at least one stays. Raises ValueError where a grain does not divide the shape.
+    """
+    if ":" in grain:
+        return nm_mask(saliency, *parse_pattern(grain))
+    if density is None or not 0 < density <= 1:
+        raise ValueError(f"density of {grain}: {density} is not in (0, 1]")
+    extent = grain_shape(saliency.shape, grain)
+    odd = [f"{size} by {part}" for size, part in zip(saliency.shape, extent, strict=True) if size % part]
+    if odd:
+        raise ValueError(f"grain {grain} does not divide a weight of shape {tuple(saliency.shape)}: {', '.join(odd)}")
+    pairs = zip(saliency.shape, extent, strict=True)
+    tiles = saliency.detach().reshape([n for size, part in pairs for n in (size // part, part)])
+    sums = tiles.sum(dim=list(range(1, tiles.ndim, 2)))
+    keep = torch.zeros(sums.numel(), dtype=torch.bool, device=saliency.device)
+    keep[sums.flatten().argsort(descending=True, stable=True)[: max(1, round(density * sums.numel()))]] = True
+    mask = keep.view(sums.shape)
+    for dim, part in enumerate(extent):
+        mask = mask.repeat_interleave(part, dim)
+    return mask
 
 
 def parse_pattern(grain: str) -> tuple[int, int]:
