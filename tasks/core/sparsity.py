@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from tasks.runtime.masks import shrink_units
 
-
 GRAINS = ("fine", "vector", "kernel", "filter")  # of one weight; besides them N:M and unit
 TILE = 8  # weights along each side of a Linear's vector and kernel: one AVX-512 register holds 2 x 8 floats
 

@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch.ao.pruning import WeightNormSparsifier
 
 from tasks.core.sparsity import GRAINS, TILE, grain_mask, grain_shape, nm_mask
 
@@ -67,15 +65,6 @@ def test_a_pattern_is_a_grain_like_any_other(grain):
     mask = grain_mask(weight.abs(), grain)
     assert torch.equal(mask, nm_mask(weight, n, m))
     assert mask.view(-1, m).sum(1).unique().tolist() == [n]
-
-
-def test_two_of_four_is_what_torch_prunes():
-    layer = nn.Linear(32, 16)
-    weight = layer.weight.detach().clone()
-    sparsifier = WeightNormSparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2)
-    sparsifier.prepare(nn.Sequential(layer), [{"tensor_fqn": "0.weight"}])
-    sparsifier.step()
-    assert torch.equal(layer.parametrizations.weight[0].mask.bool(), grain_mask(weight.abs(), "2:4"))
 
 
 def test_a_tile_is_a_known_number_of_weights():
