@@ -1,6 +1,5 @@
 """Steps that each measure one thing in a clone, in an order in which the next finds what the last one left."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+from benchmarks.results import append, read, write
 
 COLUMNS = ("machine", "variant", "seed", "metric", "value", "protocol")
 CLONES = ("first", "second")
@@ -144,7 +145,7 @@ def measure_all(steps: Iterable[Step], commit: str, machine: dict, work: Path, r
         found = step.measure(work)
         values = found if isinstance(found, dict) else {step.variant: found}
         append(results, [{"machine": name, "variant": variant, "seed": 0, "metric": step.metric, "value": round(value, 2),
-                          "protocol": f"{step.protocol}; commit {commit}"} for variant, value in values.items()])
+                          "protocol": f"{step.protocol}; commit {commit}"} for variant, value in values.items()], COLUMNS)
         print(f"{step.metric} {step.variant}: {', '.join(f'{value:.4g}' for value in values.values())}", flush=True)
 
 
@@ -170,31 +171,10 @@ def make_clones(source: Path, work: Path) -> None:
 
 # ---- results.csv ----
 
-def read(results: Path) -> list[dict]:
-    if not results.exists():
-        return []
-    with results.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def rows_of(results: Path, machine: str, commit: str) -> list[dict]:
     return [row for row in read(results) if row["machine"] == machine and row["protocol"].endswith(f"commit {commit}")]
 
 
 def drop(results: Path, machine: str) -> None:
     """Rows of this machine, of another commit or of clones that are gone, make way."""
-    write(results, [row for row in read(results) if row["machine"] != machine])
-
-
-def append(results: Path, rows: list[dict]) -> None:
-    write(results, [*read(results), *rows])
-
-
-def write(results: Path, rows: list[dict]) -> None:
-    """Whole or not at all, so that a kill leaves the rows of before."""
-    partial = results.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(results)
+    write(results, [row for row in read(results) if row["machine"] != machine], COLUMNS)

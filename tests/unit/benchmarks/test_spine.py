@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from benchmarks.spine.measure import AUTHOR, STEPS, Step, execute, head, locked_outs, measure_all, read, same_outs, timed, write
+from benchmarks.results import read, write
+from benchmarks.spine.measure import AUTHOR, COLUMNS, STEPS, Step, execute, head, locked_outs, measure_all, same_outs, timed
 
 MACHINE = {"cpu": "Example CPU", "cores": 2}
 LOCK = """
@@ -64,7 +65,7 @@ def test_it_goes_on_where_it_was_stopped(source, tmp_path):
 def test_new_clones_start_afresh_and_keep_other_machines(source, tmp_path):
     results, calls = tmp_path / "results.csv", []
     other = {"machine": "another", "variant": "first", "seed": 0, "metric": "a_s", "value": 9, "protocol": "x; commit y"}
-    write(results, [other])
+    write(results, [other], COLUMNS)
     for name in ("work", "elsewhere"):
         measure_all(steps(calls), head(source), MACHINE, tmp_path / name, results, source)
     assert calls == ["a_s", "a_s", "same_outs"] * 2
