@@ -1,19 +1,24 @@
 """Steps that each measure one thing in a clone, in an order in which the next finds what the last one left."""
 
+import contextlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 from benchmarks.results import append, read, write
 
 COLUMNS = ("machine", "variant", "seed", "metric", "value", "protocol")
 CLONES = ("first", "second")
+RUNNING = re.compile(r"^(\w+): running$", re.MULTILINE)  # what `make run` says when a stage starts
 AUTHOR = ("-c", "user.name=spine", "-c", "user.email=spine@localhost")
 
 
@@ -31,16 +36,20 @@ class Step:
 
 def execute(command: Sequence[str], clone: Path) -> str:
     """Run in a clone with its own environment first in PATH, log all output. -> stdout. Raises ValueError if it fails."""
-    env = {**os.environ, "PATH": f"{clone.resolve() / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    env.pop("VIRTUAL_ENV", None)
     log = clone.parent / "log.txt"
     with log.open("a") as file:
         print("$", *command, file=file, flush=True)
-        done = subprocess.run(command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=file, text=True, check=False)
+        done = subprocess.run(command, cwd=clone, env=environment(clone), stdout=subprocess.PIPE, stderr=file, text=True,
+                              check=False)
         file.write(done.stdout)
     if done.returncode != 0:
         raise ValueError(f"{' '.join(command)} in {clone}: exit status {done.returncode}; its output is at the end of {log}")
     return done.stdout
+
+
+def environment(clone: Path) -> dict[str, str]:
+    path = f"{clone.resolve() / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {"PATH": path}
 
 
 def seconds(*command: str) -> Callable[[Path], float]:
@@ -95,12 +104,55 @@ def take_over_profile(work: Path) -> None:
     for report in (first / "reports").glob("profile*.json"):
         shutil.copy(report, second / "reports")
     execute(("dvc", "commit", "--force", "profile"), second)
-    execute(("make", "run"), second)
 
 
-def same_outs_same_profile(work: Path) -> dict[str, float]:
+def same_outs_through_kills(work: Path) -> dict[str, float]:
+    """The second clone runs again all that depends on the profile, and each of these stages is killed on the way."""
     take_over_profile(work)
+    first, second = (work / clone for clone in CLONES)
+    walls = {path.stem: json.loads(path.read_text()).get("wall_s", 0) for path in (first / "runs").glob("*.json")}
+    killed: set[str] = set()
+    while (stage := killed_in(("make", "run"), second, killed, walls)) is not None:
+        killed.add(stage)
+    print(f"killed and run again: {', '.join(sorted(killed))}", flush=True)
     return same_outs(work)
+
+
+def killed_in(command: Sequence[str], clone: Path, spared: Collection[str], walls: Mapping[str, float]) -> str | None:
+    """Run the command until a stage that is not `spared` has run for half of what it took before (`walls`, s), then end by
+    SIGKILL all that works in the clone. -> that stage; None: the command came to its end. Raises ValueError if it failed."""
+    log = clone.parent / "log.txt"
+    with log.open("a") as file:
+        print("$", *command, "# to be killed", file=file, flush=True)
+        printed = log.stat().st_size
+        child = subprocess.Popen(command, cwd=clone, env=environment(clone), stdout=file, stderr=file)
+    while child.poll() is None:
+        running = [stage for stage in RUNNING.findall(log.read_text()[printed:]) if stage not in spared]
+        if running:
+            time.sleep(walls.get(running[0], 0) / 2)
+            kill_all(clone)
+            child.wait()
+            return running[0]
+        time.sleep(0.2)
+    if child.returncode != 0:
+        raise ValueError(f"{' '.join(command)} in {clone}: exit status {child.returncode}; its output is at the end of {log}")
+    return None
+
+
+def kill_all(folder: Path) -> None:
+    """Until nothing is left: what one of them started in the meantime goes, too."""
+    while found := processes_in(folder):
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=5)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """All that work in this folder or below it."""
+    top = folder.resolve()
+    return [p for p in psutil.process_iter(["cwd", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE
+            and p.info["cwd"] and Path(p.info["cwd"]).is_relative_to(top)]
 
 
 def same_outs(work: Path) -> dict[str, float]:
@@ -125,7 +177,9 @@ STEPS = (
     Step("second", "make_run_s", clean_run("second"), "make run, nothing computed before, after installation"),
     Step("", "same_outs_own_profile", same_outs,
          "1: dvc.lock of both clones holds the same hashes of the stage's outs, each clone having timed the machine itself"),
-    Step("", "same_outs", same_outs_same_profile, "1: the same, the second clone having taken over the first one's profile"),
+    Step("", "same_outs", same_outs_through_kills,
+         "1: the same, the second clone having taken over the first one's profile, and each later stage having been ended by "
+         "SIGKILL once, half-way"),
 )
 
 

@@ -5,7 +5,20 @@ import subprocess
 import pytest
 
 from benchmarks.results import read, write
-from benchmarks.spine.measure import AUTHOR, COLUMNS, STEPS, Step, execute, head, locked_outs, measure_all, same_outs, timed
+from benchmarks.spine.measure import (
+    AUTHOR,
+    COLUMNS,
+    STEPS,
+    Step,
+    execute,
+    head,
+    killed_in,
+    locked_outs,
+    measure_all,
+    processes_in,
+    same_outs,
+    timed,
+)
 
 MACHINE = {"cpu": "Example CPU", "cores": 2}
 LOCK = """
@@ -88,6 +101,25 @@ def test_a_command_that_fails_is_no_measurement(tmp_path):
     with pytest.raises(ValueError, match="exit status 3; its output is at the end of .*log.txt"):
         timed(("sh", "-c", "echo why >&2; exit 3"), clone)
     assert (tmp_path / "log.txt").read_text() == "$ sh -c echo why >&2; exit 3\nwhy\n"
+
+
+def test_every_stage_is_killed_once_with_all_that_it_started(tmp_path):
+    """The stages here are seconds of sleep in a child of their own group; what was run to its end is not run again."""
+    clone, killed = tmp_path / "first", []
+    clone.mkdir()
+    script = ('for s in data fid; do [ -e $s ] && continue; echo "$s: running"; '
+              'setsid -w sh -c "echo >> $s.started; sleep 1.5; touch $s"; done')
+    while (stage := killed_in(("sh", "-c", script), clone, killed, {"data": 1.0, "fid": 1.0})) is not None:
+        assert not processes_in(clone)
+        killed.append(stage)
+    assert killed == ["data", "fid"]
+    assert [(clone / f"{stage}.started").read_text().count("\n") for stage in killed] == [2, 2]
+
+
+def test_a_killed_run_that_then_fails_is_no_measurement(tmp_path):
+    (tmp_path / "first").mkdir()
+    with pytest.raises(ValueError, match="exit status 3"):
+        killed_in(("sh", "-c", "exit 3"), tmp_path / "first", (), {})
 
 
 def test_a_clone_runs_in_its_own_environment(tmp_path):
