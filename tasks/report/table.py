@@ -1,6 +1,6 @@
 """The result table, defined once: README (markdown), terminal, HTML and results.csv are renderings of the same columns.
 
-`python -m tasks.report.table` writes it between the two markers of README.md.
+`python -m tasks.report.table` writes it between the markers of README.md, one table for each folder of reports that they name.
 """
 
 import math
@@ -15,8 +15,8 @@ from tasks.core.artifacts import REPORTS, read_json
 from tasks.report.results import Row, fid_key, read_rows, settings, speedup
 
 README = Path("README.md")
-BEGIN, END = "<!-- result table: python -m tasks.report.table -->", "<!-- end of result table -->"
-BETWEEN = re.compile(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", re.DOTALL)
+BEGIN, END = "<!-- result table of {}: python -m tasks.report.table -->", "<!-- end of result table -->"
+BLOCK = re.compile(f"({BEGIN.format('(?P<reports>[^ ]+)')}\n)(?:.*?)({END})", re.DOTALL)
 DASH = "–"  # what was not measured
 
 
@@ -195,16 +195,16 @@ def readme_block(reports: Path = REPORTS) -> str:
     return f"{markdown(rows, columns)}\n{caption(rows, setting, timings)}\n"
 
 
-def replace_block(readme: str, block: str) -> str:
-    """Raises ValueError when the markers are not there, each on a line of its own."""
-    if not BETWEEN.search(readme):
-        raise ValueError(f"{README}: no line {BEGIN!r} with a line {END!r} after it")
-    return BETWEEN.sub(lambda _: f"{BEGIN}\n{block}{END}", readme, count=1)
+def with_tables(readme: str, root: Path = Path()) -> str:
+    """The text with every table made anew from the reports that its marker names, below `root`. Raises ValueError without one."""
+    if not BLOCK.search(readme):
+        raise ValueError(f"{README}: no line {BEGIN.format(REPORTS)!r} with a line {END!r} after it")
+    return BLOCK.sub(lambda found: f"{found[1]}{readme_block(root / found['reports'])}{found[3]}", readme)
 
 
 def main() -> None:
     try:
-        README.write_text(replace_block(README.read_text(), readme_block()))
+        README.write_text(with_tables(README.read_text()))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

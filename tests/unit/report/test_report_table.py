@@ -18,9 +18,9 @@ from tasks.report.table import (
     main,
     markdown,
     readme_block,
-    replace_block,
     significant,
     terminal,
+    with_tables,
 )
 from tests.unit.report.example import benchmark_reports, fid_report
 
@@ -109,28 +109,35 @@ def test_the_caption_names_machine_and_protocol(rows):
     assert "Example CPU" in said and "2 threads" in said and "openvino, batch 32" in said
 
 
-def test_the_block_replaces_what_is_between_the_markers_and_nothing_else():
-    assert replace_block(f"a\n{BEGIN}\nold\n{END}\nb\n", "new \\1\n") == f"a\n{BEGIN}\nnew \\1\n{END}\nb\n"
-    with pytest.raises(ValueError, match="README.md: no line"):
-        replace_block(f"{BEGIN}\n", "new")
-
-
-def test_the_command_writes_the_table_of_the_reports_into_the_readme(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "reports").mkdir()
+@pytest.fixture
+def reports(tmp_path):
+    """-> a folder that holds `some/reports` and `other`, timed on different backends."""
     costs, timings = benchmark_reports()
-    for name, report in {"fid": fid_report(), "benchmark": costs, "benchmark.timings": timings,
-                         "report": {"backend": "eager", "batch": 1}}.items():
-        write_json(tmp_path / "reports" / f"{name}.json", report)
-    (tmp_path / "README.md").write_text(f"# x\n{BEGIN}\n{END}\n")
+    for folder, backend in (("some/reports", "eager"), ("other", "openvino")):
+        (tmp_path / folder).mkdir(parents=True)
+        for name, report in {"fid": fid_report(), "benchmark": costs, "benchmark.timings": timings,
+                             "report": {"backend": backend, "batch": 1}}.items():
+            write_json(tmp_path / folder / f"{name}.json", report)
+    return tmp_path
+
+
+def test_each_table_is_of_the_reports_that_its_marker_names_and_nothing_else_changes(reports):
+    first, second = (BEGIN.format(name) for name in ("some/reports", "other"))
+    text = with_tables(f"a\n{first}\nold\n{END}\nb\n{second}\n{END}\nc\n", reports)
+    assert text == (f"a\n{first}\n{readme_block(reports / 'some/reports')}{END}\nb\n"
+                    f"{second}\n{readme_block(reports / 'other')}{END}\nc\n")
+    assert text.index("eager, batch 1") < text.index("openvino, batch 1")
+    with pytest.raises(ValueError, match="README.md: no line"):
+        with_tables(f"{first}\n", reports)
+
+
+def test_the_command_writes_into_the_readme(reports, monkeypatch):
+    monkeypatch.chdir(reports)
+    (reports / "README.md").write_text(f"# x\n{BEGIN.format('other')}\n{END}\n")
     main()
-    assert "| `compressed` |" in (tmp_path / "README.md").read_text()
-    assert "eager, batch 1" in (tmp_path / "README.md").read_text()
+    assert "| `compressed` |" in (reports / "README.md").read_text()
 
 
 def test_the_readme_holds_what_the_committed_reports_say():
-    readme = REPOSITORY / "README.md"
-    if not readme.exists() or BEGIN not in readme.read_text():
-        pytest.skip("README.md has no result table yet")
-    text = readme.read_text()
-    assert replace_block(text, readme_block(REPOSITORY / "reports")) == text, "run: python -m tasks.report.table"
+    text = (REPOSITORY / "README.md").read_text()
+    assert with_tables(text, REPOSITORY) == text, "run: python -m tasks.report.table"
