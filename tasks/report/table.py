@@ -1,6 +1,6 @@
 """The result table, defined once: README (markdown), terminal, HTML and results.csv are renderings of the same columns.
 
-`python -m tasks.report.table` writes it between the markers of README.md, one table for each folder of reports that they name.
+`python -m tasks.report.table` writes it between the markers of README.md, a table for each folder of reports that they name.
 """
 
 import math
@@ -196,7 +196,7 @@ def readme_block(reports: Path = REPORTS) -> str:
 
 
 def with_tables(readme: str, root: Path = Path()) -> str:
-    """The text with every table made anew from the reports that its marker names, below `root`. Raises ValueError without one."""
+    """The text with each table made anew from the reports, below `root`, that its marker names. ValueError: it has none."""
     if not BLOCK.search(readme):
         raise ValueError(f"{README}: no line {BEGIN.format(REPORTS)!r} with a line {END!r} after it")
     return BLOCK.sub(lambda found: f"{found[1]}{readme_block(root / found['reports'])}{found[3]}", readme)
