@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tasks.runtime.masks import shrink_units
 
 GRAINS = ("fine", "vector", "kernel", "filter")  # of one weight; besides them N:M and unit
+INDEX_BITS = 4  # of a grain's relative index
 TILE = 8  # weights along each side of a Linear's vector and kernel: one AVX-512 register holds 2 x 8 floats
 
 
@@ -48,19 +49,23 @@ def grain_mask(saliency: Tensor, grain: str, density: float | None = None) -> Te
         return nm_mask(saliency, *parse_pattern(grain))
     if density is None or not 0 < density <= 1:
         raise ValueError(f"density of {grain}: {density} is not in (0, 1]")
-    extent = grain_shape(saliency.shape, grain)
-    odd = [f"{size} by {part}" for size, part in zip(saliency.shape, extent, strict=True) if size % part]
-    if odd:
-        raise ValueError(f"grain {grain} does not divide a weight of shape {tuple(saliency.shape)}: {', '.join(odd)}")
-    pairs = zip(saliency.shape, extent, strict=True)
-    tiles = saliency.detach().reshape([n for size, part in pairs for n in (size // part, part)])
-    sums = tiles.sum(dim=list(range(1, tiles.ndim, 2)))
+    sums = grain_sums(saliency.detach(), grain)
     keep = torch.zeros(sums.numel(), dtype=torch.bool, device=saliency.device)
     keep[sums.flatten().argsort(descending=True, stable=True)[: max(1, round(density * sums.numel()))]] = True
     mask = keep.view(sums.shape)
-    for dim, part in enumerate(extent):
+    for dim, part in enumerate(grain_shape(saliency.shape, grain)):
         mask = mask.repeat_interleave(part, dim)
     return mask
+
+
+def grain_sums(values: Tensor, grain: str) -> Tensor:
+    """Sum over each grain, one dim for each of the weight's. Raises ValueError where a grain does not divide the shape."""
+    extent = grain_shape(values.shape, grain)
+    odd = [f"{size} by {part}" for size, part in zip(values.shape, extent, strict=True) if size % part]
+    if odd:
+        raise ValueError(f"grain {grain} does not divide a weight of shape {tuple(values.shape)}: {', '.join(odd)}")
+    tiles = values.reshape([n for size, part in zip(values.shape, extent, strict=True) for n in (size // part, part)])
+    return tiles.sum(dim=list(range(1, tiles.ndim, 2)))
 
 
 def parse_pattern(grain: str) -> tuple[int, int]:
@@ -87,6 +92,24 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
         later = (member[j] > member[i]).view(torch.uint8)
         rank[i], rank[j] = rank[i] + later, rank[j] + (1 - later)
     return torch.stack([r < n for r in rank], 1).view(magnitude.shape).movedim(-1, 1).contiguous()
+
+
+def stored_bits(mask: Tensor, grain: str, weight_bits: int) -> int:
+    """Bits of one masked weight with its index, as Mao et al. count them: the values that are kept, and
+
+    of GRAINS: 4 bits a kept grain, how many grains went since the last one kept, in the order of memory. Where that is more
+    than 15, a grain of zeros is stored at the sixteenth place and counting begins anew (relative index, EIE 1602.01528).
+    N:M: the place inside the group, log2(M) bits rounded up, a kept weight. unit: no index, the layer is smaller.
+    """
+    if ":" in grain:
+        index = (parse_pattern(grain)[1] - 1).bit_length()
+        return int(mask.sum()) * (weight_bits + index)
+    if grain == "unit":
+        return int(mask.sum()) * weight_bits
+    places = grain_sums(mask.to(torch.int64), grain).flatten().nonzero().flatten()
+    gone = torch.diff(places, prepend=places.new_tensor([-1])) - 1
+    entries = len(places) + int((gone // 2**INDEX_BITS).sum())
+    return entries * (prod(grain_shape(mask.shape, grain)) * weight_bits + INDEX_BITS)
 
 
 def layer_density(masks: Mapping[str, Tensor]) -> dict[str, float]:
