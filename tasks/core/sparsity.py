@@ -20,7 +20,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tasks.runtime.masks import shrink_units
+from tasks.runtime.masks import hidden_units, shrink_units
 
 GRAINS = ("fine", "vector", "kernel", "filter")  # of one weight; besides them N:M and unit
 INDEX_BITS = 4  # of a grain's relative index
@@ -126,12 +126,21 @@ def mask_density(masks: Mapping[str, Tensor]) -> float:
 def kept_shares(dense: nn.Module, grain: str | None, masks: Mapping[str, Tensor]) -> dict[str, float]:
     """Share of each pruned layer's weights that is stored and computed, by layer path: a recipe's `density`.
 
-    For whole units it is a ratio of shapes: a unit that goes takes the columns of the layer that reads it along.
+    For whole units it is a ratio of shapes: a unit that goes takes the columns of the layer that reads it along, and a head
+    its share of the attention products.
     """
     if grain != "unit":
         return layer_density(masks)
     small = copy.deepcopy(dense)
     shrink_units(small, masks)
-    before = {name: p.numel() for name, p in dense.named_parameters() if name.endswith(".weight")}
-    after = {name: p.numel() for name, p in small.named_parameters() if name in before}
-    return {name.removesuffix(".weight"): after[name] / before[name] for name in before if after[name] < before[name]}
+    return shape_shares(dense, small)
+
+
+def shape_shares(dense: nn.Module, small: nn.Module) -> dict[str, float]:
+    """Share of its weights that each smaller layer of `small` kept, by layer path, and of the heads, by attention product."""
+    after = dict(small.named_parameters())
+    shares = {name.removesuffix(".weight"): after[name].numel() / p.numel() for name, p in dense.named_parameters()
+              if name.endswith(".weight")}
+    for before, left in zip(hidden_units(dense), hidden_units(small), strict=True):
+        shares |= dict.fromkeys(before.products, left.count / before.count)
+    return {name: share for name, share in shares.items() if share < 1}
