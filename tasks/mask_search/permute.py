@@ -49,7 +49,7 @@ def swap_greedily(parts: Tensor, order: Tensor, group: Tensor, allowed: Tensor, 
     while True:
         gain = swapped + swapped.T - kept[group][:, None] - kept[group]
         best, at = gain.masked_fill_(~allowed, -torch.inf).view(-1).max(0)
-        if best <= LEAST_GAIN * kept.sum():
+        if not best > LEAST_GAIN * kept.sum():  # so a NaN ends it, too
             return
         i, j = divmod(at.item(), len(parts))
         order[[i, j]], parts[[i, j]], swapped[:, [i, j]] = order[[j, i]], parts[[j, i]], swapped[:, [j, i]]

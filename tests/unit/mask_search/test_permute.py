@@ -90,6 +90,11 @@ def test_what_is_retained_never_falls_and_no_single_swap_is_left_that_gains(patt
                 assert retained(saliency[:, other.flatten()], n, m) <= reached + 1e-6
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf")])
+def test_what_leaves_nothing_to_gain_ends(value):
+    assert permuted_order(torch.full((2, 8), value), 2, 4, 8).tolist() == list(range(8))
+
+
 def test_close_to_the_best_of_all_orders():
     """2:4 over eight columns: 35 ways to part them into two groups, all tried."""
     ways = [[0, *way, *(set(range(1, 8)) - set(way))] for way in combinations(range(1, 8), 3)]
@@ -104,7 +109,7 @@ def test_close_to_the_best_of_all_orders():
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_any_order_leaves_the_function(name, seed):
     denoiser = tiny(name)
