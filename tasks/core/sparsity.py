@@ -20,9 +20,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tasks.runtime.masks import shrink_units
+from tasks.runtime.masks import hidden_units, shrink_units
 
 GRAINS = ("fine", "vector", "kernel", "filter")  # of one weight; besides them N:M and unit
+INDEX_BITS = 4  # of a grain's relative index
 TILE = 8  # weights along each side of a Linear's vector and kernel: one AVX-512 register holds 2 x 8 floats
 
 
@@ -48,19 +49,23 @@ def grain_mask(saliency: Tensor, grain: str, density: float | None = None) -> Te
         return nm_mask(saliency, *parse_pattern(grain))
     if density is None or not 0 < density <= 1:
         raise ValueError(f"density of {grain}: {density} is not in (0, 1]")
-    extent = grain_shape(saliency.shape, grain)
-    odd = [f"{size} by {part}" for size, part in zip(saliency.shape, extent, strict=True) if size % part]
-    if odd:
-        raise ValueError(f"grain {grain} does not divide a weight of shape {tuple(saliency.shape)}: {', '.join(odd)}")
-    pairs = zip(saliency.shape, extent, strict=True)
-    tiles = saliency.detach().reshape([n for size, part in pairs for n in (size // part, part)])
-    sums = tiles.sum(dim=list(range(1, tiles.ndim, 2)))
+    sums = grain_sums(saliency.detach(), grain)
     keep = torch.zeros(sums.numel(), dtype=torch.bool, device=saliency.device)
     keep[sums.flatten().argsort(descending=True, stable=True)[: max(1, round(density * sums.numel()))]] = True
     mask = keep.view(sums.shape)
-    for dim, part in enumerate(extent):
+    for dim, part in enumerate(grain_shape(saliency.shape, grain)):
         mask = mask.repeat_interleave(part, dim)
     return mask
+
+
+def grain_sums(values: Tensor, grain: str) -> Tensor:
+    """Sum over each grain, one dim for each of the weight's. Raises ValueError where a grain does not divide the shape."""
+    extent = grain_shape(values.shape, grain)
+    odd = [f"{size} by {part}" for size, part in zip(values.shape, extent, strict=True) if size % part]
+    if odd:
+        raise ValueError(f"grain {grain} does not divide a weight of shape {tuple(values.shape)}: {', '.join(odd)}")
+    tiles = values.reshape([n for size, part in zip(values.shape, extent, strict=True) for n in (size // part, part)])
+    return tiles.sum(dim=list(range(1, tiles.ndim, 2)))
 
 
 def parse_pattern(grain: str) -> tuple[int, int]:
@@ -89,6 +94,24 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     return torch.stack([r < n for r in rank], 1).view(magnitude.shape).movedim(-1, 1).contiguous()
 
 
+def stored_bits(mask: Tensor, grain: str, weight_bits: int) -> int:
+    """Bits of one masked weight with its index, as Mao et al. count them: the values that are kept, and
+
+    of GRAINS: 4 bits a kept grain, how many grains went since the last one kept, in the order of memory. Where that is more
+    than 15, a grain of zeros is stored at the sixteenth place and counting begins anew (relative index, EIE 1602.01528).
+    N:M: the place inside the group, log2(M) bits rounded up, a kept weight. unit: no index, the layer is smaller.
+    """
+    if ":" in grain:
+        index = (parse_pattern(grain)[1] - 1).bit_length()
+        return int(mask.sum()) * (weight_bits + index)
+    if grain == "unit":
+        return int(mask.sum()) * weight_bits
+    places = grain_sums(mask.to(torch.int64), grain).flatten().nonzero().flatten()
+    gone = torch.diff(places, prepend=places.new_tensor([-1])) - 1
+    entries = len(places) + int((gone // 2**INDEX_BITS).sum())
+    return entries * (prod(grain_shape(mask.shape, grain)) * weight_bits + INDEX_BITS)
+
+
 def layer_density(masks: Mapping[str, Tensor]) -> dict[str, float]:
     """Layer path -> kept share of its weight, for the masked Linear and Conv2d layers."""
     return {name.removesuffix(".weight"): mask.float().mean().item() for name, mask in masks.items()
@@ -103,12 +126,21 @@ def mask_density(masks: Mapping[str, Tensor]) -> float:
 def kept_shares(dense: nn.Module, grain: str | None, masks: Mapping[str, Tensor]) -> dict[str, float]:
     """Share of each pruned layer's weights that is stored and computed, by layer path: a recipe's `density`.
 
-    For whole units it is a ratio of shapes: a unit that goes takes the columns of the layer that reads it along.
+    For whole units it is a ratio of shapes: a unit that goes takes the columns of the layer that reads it along, and a head
+    its share of the attention products.
     """
     if grain != "unit":
         return layer_density(masks)
     small = copy.deepcopy(dense)
     shrink_units(small, masks)
-    before = {name: p.numel() for name, p in dense.named_parameters() if name.endswith(".weight")}
-    after = {name: p.numel() for name, p in small.named_parameters() if name in before}
-    return {name.removesuffix(".weight"): after[name] / before[name] for name in before if after[name] < before[name]}
+    return shape_shares(dense, small)
+
+
+def shape_shares(dense: nn.Module, small: nn.Module) -> dict[str, float]:
+    """Share of its weights that each smaller layer of `small` kept, by layer path, and of the heads, by attention product."""
+    after = dict(small.named_parameters())
+    shares = {name.removesuffix(".weight"): after[name].numel() / p.numel() for name, p in dense.named_parameters()
+              if name.endswith(".weight")}
+    for before, left in zip(hidden_units(dense), hidden_units(small), strict=True):
+        shares |= dict.fromkeys(before.products, left.count / before.count)
+    return {name: share for name, share in shares.items() if share < 1}

@@ -25,7 +25,7 @@ from tasks.core.calibration import Calibration, noised, predictions, relative_er
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import check_range
-from tasks.core.sparsity import layer_density, mask_density, parse_pattern
+from tasks.core.sparsity import kept_shares, mask_density, parse_pattern
 from tasks.distill.train import Images, Settings, Student, train
 from tasks.runtime.masks import apply_masks, remove_masks
 
@@ -55,7 +55,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         save_file(student.weights, out / f"student_{name}.safetensors")
         save_file({key: mask.to(torch.uint8) for key, mask in student.masks.items()}, out / f"masks_{name}.safetensors")
         rows += [(grain, *row) for row in student.curve]
-        numbers[grain] = judge(teacher, masks, student, held)
+        numbers[grain] = judge(teacher, grain, masks, student, held)
     with open(out / "curve.csv", "w", newline="") as file:
         csv.writer(file).writerows([("grain", "step", "loss", "flip_rate"), *rows])
     return Report(numbers)
@@ -95,7 +95,7 @@ def training_settings(params: Params, teacher: Denoiser) -> Settings:
     return settings if teacher.architecture == "dit" else dataclasses.replace(settings, label_dropout=0.0)
 
 
-def judge(teacher: Denoiser, one_shot: dict[str, Tensor], student: Student, held: Calibration) -> dict:
+def judge(teacher: Denoiser, grain: str, one_shot: dict[str, Tensor], student: Student, held: Calibration) -> dict:
     """Relative error of the prediction before (masks on the teacher) and after training, and what the masks leave."""
     reference = predictions(teacher, held)
     apply_masks(teacher.model, one_shot)
@@ -104,7 +104,7 @@ def judge(teacher: Denoiser, one_shot: dict[str, Tensor], student: Student, held
     trained = copy.copy(teacher)
     trained.model = copy.deepcopy(teacher.model)
     trained.model.load_state_dict(student.weights)
-    kept = layer_density(student.masks)
+    kept = kept_shares(teacher.model, grain, student.masks)
     costs = layer_costs(teacher)
     macs = sum(cost.macs * kept.get(cost.name, 1.0) for cost in costs) / sum(cost.macs for cost in costs)
     return {"error_before": before, "error_after": relative_error(predictions(trained, held), reference),

@@ -30,7 +30,7 @@ def nm_masks(layers: Mapping[str, nn.Module], n: int, m: int) -> tuple[dict[str,
 
 
 def unit_saliency(model: nn.Module, units: HiddenUnits) -> Tensor:
-    """(count,) sum of |w| over the rows that make a unit and the columns that read it, of the two large matrices alone:
+    """(count,) sum of |w| over the rows that make a unit and the columns that read it, of the large matrices alone:
     the L1 norm of the grain (Mao et al., section 3)."""
     consumer = model.get_submodule(units.consumer).weight.detach()
     saliency = consumer.abs().transpose(0, 1).flatten(1).sum(1)
@@ -77,11 +77,11 @@ def unit_mask(model: nn.Module, units: HiddenUnits, density: float, multiple: in
 
 
 def unit_masks(model: nn.Module, density: Mapping[str, float], multiple: int = 1) -> dict[str, Tensor]:
-    """density: block path (a feed-forward or a resnet) -> kept share in (0, 1]; blocks not named stay dense."""
+    """density: block path (a feed-forward, attention or resnet) -> kept share in (0, 1]; blocks not named stay dense."""
     blocks = {units.block: units for units in hidden_units(model)}
     unknown = density.keys() - blocks.keys()
     if unknown:
-        raise ValueError(f"density: {', '.join(sorted(unknown))} is no feed-forward or resnet of the model")
+        raise ValueError(f"density: {', '.join(sorted(unknown))} is no feed-forward, attention or resnet of the model")
     masks = {}
     for block, share in density.items():
         if not 0 < share <= 1:

@@ -23,18 +23,23 @@ def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: C
 
 def unit_errors(denoiser: Denoiser, densities: Iterable[float], multiple: int, calibration: Calibration,
                 reference: Tensor) -> dict[str, dict[float, float]]:
-    """Block -> density -> relative error with that block alone masked. One forward over the calibration images each."""
-    blocks, densities = [units.block for units in hidden_units(denoiser.model)], sorted(densities)
-    errors: dict[str, dict[float, float]] = {block: {} for block in blocks}
-    for block, density in track([(b, d) for b in blocks for d in densities], len(blocks) * len(densities), "sensitivity"):
-        masks = unit_masks(denoiser.model, {block: density}, multiple)
-        errors[block][density] = masked_error(denoiser, masks, calibration, reference)
+    """Block -> density -> relative error with that block alone masked. One forward over the calibration images each;
+    densities that keep the same units (four heads know quarters only) share theirs."""
+    blocks, densities = hidden_units(denoiser.model), sorted(densities)
+    errors: dict[str, dict[float, float]] = {units.block: {} for units in blocks}
+    measured = {(units.block, units.count): 0.0 for units in blocks}
+    for units, density in track([(u, d) for u in blocks for d in densities], len(blocks) * len(densities), "sensitivity"):
+        kept = units.block, kept_count(units, density, multiple)
+        if kept not in measured:
+            masks = unit_masks(denoiser.model, {units.block: density}, multiple)
+            measured[kept] = masked_error(denoiser, masks, calibration, reference)
+        errors[units.block][density] = measured[kept]
     return errors
 
 
 def block_macs(units: HiddenUnits, costs: Sequence[LayerCost]) -> int:
-    """MACs per image of the layers that make and read a block's units: all proportional to their number."""
-    layers = {*units.producers, units.consumer}
+    """MACs per image of what makes and reads a block's units, attention products too: all proportional to their number."""
+    layers = {*units.producers, units.consumer, *units.products}
     return sum(cost.macs for cost in costs if cost.name in layers)
 
 

@@ -3,7 +3,7 @@
 Reads: pretrain_load (teacher/, bank.npy, bank_labels.npy), profile (layers.csv, model.csv).
 Writes: masks.safetensors (`<grain>/<parameter>`, uint8), density.csv (grain, layer, density), choice.json (chosen, why,
 by_target, predicted). Report: per grain one-shot error, density and MACs; the sensitivity table; why a layer was left dense.
-Left out: attention heads and whole blocks as units; saliency from activations or gradients; permutation of channels before 2:4.
+Left out: whole blocks as units; saliency from activations or gradients; permutation of channels before 2:4.
 """
 
 import csv
@@ -22,7 +22,7 @@ from tasks.core.cost import LayerCost, layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.latency import load_layers
 from tasks.core.params import Goal, check_range
-from tasks.core.sparsity import layer_density, mask_density, parse_pattern
+from tasks.core.sparsity import kept_shares, mask_density, parse_pattern
 from tasks.mask_search.choose import choose, latency_share, macs_share, size_share
 from tasks.mask_search.masks import covered, nm_masks, unit_masks
 from tasks.mask_search.sensitivity import masked_error, unit_densities, unit_errors
@@ -65,7 +65,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     densities = unit_densities(teacher, errors, params.unit_multiple, params.unit_share, costs)
     masks = {"unit": unit_masks(teacher.model, densities, params.unit_multiple), "2:4": two_four}
 
-    kept = {grain: layer_density(found) for grain, found in masks.items()}
+    kept = {grain: kept_shares(teacher.model, grain, found) for grain, found in masks.items()}
     choice = decide(predict(kept, costs, inputs["profile"], params), params)
     write(out, masks, kept, choice)
     grains = {grain: {"error": masked_error(teacher, found, calibration, reference), "density": mask_density(found),

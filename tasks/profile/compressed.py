@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tasks.core.sparsity import nm_mask
+from tasks.core.sparsity import nm_mask, shape_shares
 from tasks.runtime.masks import HiddenUnits, apply_masks, hidden_units, shrink_units
 
 
@@ -18,15 +18,13 @@ def two_of_four(model: nn.Module) -> tuple[nn.Module, dict[str, float]]:
 
 
 def narrowed(model: nn.Module, kept: float) -> tuple[nn.Module, dict[str, float]]:
-    """A share `kept` of the hidden units of every feed-forward and resnet, in whole granules and at least one.
+    """A share `kept` of the units of every feed-forward, attention and resnet, in whole granules and at least one.
 
-    -> a copy, kept share of each layer that lost weights.
+    -> a copy, kept share of each layer that lost weights and of each attention product that lost heads.
     """
     small = copy.deepcopy(model)
     shrink_units(small, {f"{units.consumer}.weight": first_units(small, units, kept) for units in hidden_units(model)})
-    before, after = layers_of(model), layers_of(small)
-    shares = {name: after[name].weight.numel() / layer.weight.numel() for name, layer in before.items()}
-    return small, {name: share for name, share in shares.items() if share < 1}
+    return small, shape_shares(model, small)
 
 
 def first_units(model: nn.Module, units: HiddenUnits, kept: float) -> Tensor:

@@ -15,25 +15,31 @@ ORIGINALS = "_weights_before_masks"  # a plain attribute of the model: in its co
 
 @dataclass(frozen=True)
 class HiddenUnits:
-    """Units between two layers: the hidden units of a feed-forward, the inner channels of a resnet.
+    """Units between two layers: hidden units of a feed-forward, inner channels of an attention's heads or of a resnet.
 
     A producer with twice as many rows as there are units (a gated feed-forward, a resnet's scale and shift) holds unit i
     in the rows i and i + count.
     """
 
-    block: str                  # module path of the feed-forward or resnet
+    block: str                      # module path of the feed-forward, attention or resnet
     count: int
-    granule: int                # units that leave together: the channels of a group of norm2; 1 in a feed-forward
-    producers: tuple[str, ...]  # paths of modules whose rows (weight dim 0, bias) make the units
-    consumer: str               # path of the module whose columns (weight dim 1) read them
+    granule: int                    # units that leave together: a head, the channels of a group of norm2; 1 in a feed-forward
+    producers: tuple[str, ...]      # paths of modules whose rows (weight dim 0, bias) make the units
+    consumer: str                   # path of the module whose columns (weight dim 1) read them
+    products: tuple[str, ...] = ()  # names that costs give to the attention products Q K^T and A V: they shrink with the heads
 
 
 def hidden_units(model: nn.Module) -> list[HiddenUnits]:
-    """Every feed-forward (`net.0.proj` -> `net.2`) and resnet (`conv1` -> `conv2`) of a diffusers model."""
+    """Every feed-forward (`net.0.proj` -> `net.2`), self-attention (`to_q`, `to_k`, `to_v` -> `to_out.0`) and resnet
+    (`conv1` -> `conv2`) of a diffusers model."""
     found = []
     for path, module in model.named_modules():
         if hasattr(module, "net") and hasattr(module.net[0], "proj"):
             found.append(HiddenUnits(path, module.net[2].in_features, 1, (f"{path}.net.0.proj",), f"{path}.net.2"))
+        elif all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out")):
+            width = module.to_out[0].in_features
+            found.append(HiddenUnits(path, width, width // module.heads, tuple(f"{path}.to_{part}" for part in "qkv"),
+                                     f"{path}.to_out.0", (f"{path}.qk", f"{path}.av")))
         elif all(hasattr(module, part) for part in ("conv1", "norm2", "conv2")):
             parts = ["conv1", "norm2"] + (["time_emb_proj"] if module.time_emb_proj is not None else [])
             group = module.norm2.num_channels // module.norm2.num_groups
@@ -71,8 +77,9 @@ def remove_masks(model: nn.Module) -> None:
 def kept_units(units: HiddenUnits, consumer_mask: Tensor) -> Tensor:
     """Indices (k,) of the units that stay, k >= granule; consumer_mask: (out, count, ...) bool.
 
-    A unit goes when every weight that reads it is masked: whatever it computes reaches nothing. A resnet's channels share
-    the statistics of their group in norm2, so they go by whole groups only. One granule always stays: no layer is empty.
+    A unit goes when every weight that reads it is masked: whatever it computes reaches nothing. The channels of a head share
+    its softmax, those of a resnet the statistics of their group in norm2: they go by whole heads and groups only.
+    One granule always stays: no layer is empty.
     """
     read = consumer_mask.bool().transpose(0, 1).flatten(1).any(1)
     granules = read.view(-1, units.granule).any(1)
@@ -103,7 +110,7 @@ def restore_shapes(model: nn.Module, kept: Mapping[str, int]) -> None:
     blocks = {units.block: units for units in hidden_units(model)}
     for block, count in kept.items():
         if block not in blocks:
-            raise ValueError(f"kept units of {block}: the model has no such feed-forward or resnet")
+            raise ValueError(f"kept units of {block}: the model has no such feed-forward, attention or resnet")
         units = blocks[block]
         if not 0 < count <= units.count or count % units.granule:
             raise ValueError(f"kept units of {block}: {count} is not a multiple of {units.granule} up to {units.count}")
@@ -117,6 +124,10 @@ def select_units(model: nn.Module, units: HiddenUnits, index: Tensor) -> None:
     consumer = model.get_submodule(units.consumer)
     consumer.weight = selected(consumer.weight, index, dim=1)
     set_width(consumer, ("in_features", "in_channels"), len(index))
+    block = model.get_submodule(units.block)
+    if hasattr(block, "heads"):  # an attention divides its rows by what it says of itself
+        block.heads = block.sliceable_head_dim = len(index) // units.granule
+        block.inner_dim = block.inner_kv_dim = len(index)
 
 
 def select_rows(layer: nn.Module, index: Tensor, count: int) -> None:

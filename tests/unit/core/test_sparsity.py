@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core.sparsity import GRAINS, TILE, grain_mask, grain_shape, nm_mask
+from tasks.core.sparsity import GRAINS, TILE, grain_mask, grain_shape, nm_mask, stored_bits
 
 LINEAR, CONV, POINTWISE = (16, 24), (6, 5, 3, 3), (16, 8, 1, 1)
 
@@ -69,3 +69,57 @@ def test_a_pattern_is_a_grain_like_any_other(grain):
 
 def test_a_tile_is_a_known_number_of_weights():
     assert grain_mask(torch.rand(2 * TILE, 3 * TILE), "kernel", 1 / 6).sum() == TILE * TILE
+
+
+def kept_at(places, count):
+    mask = torch.zeros(1, count, dtype=torch.bool)
+    mask[0, list(places)] = True
+    return mask
+
+
+@pytest.mark.parametrize(("places", "entries"), [
+    ([0, 1, 2], 3),
+    ([15], 1),           # 15 went before it, which four bits can say
+    ([16], 2),           # 16 did: 15, a zero, then none
+    ([31], 2), ([32], 3),
+    ([0, 16, 33], 4),    # 15 between the first two, 16 between the last two
+    ([0], 1)])           # what went after the last one needs no word
+def test_by_hand_a_relative_index_of_four_bits_is_padded(places, entries):
+    assert stored_bits(kept_at(places, 40), "fine", 8) == entries * (8 + 4)
+
+
+def test_by_hand_a_grain_shares_its_index():
+    assert stored_bits(torch.ones(2, 16, dtype=torch.bool), "vector", 8) == 4 * (8 * 8 + 4)
+    assert stored_bits(torch.ones(2, 3, 3, 3, dtype=torch.bool), "vector", 8) == 18 * (3 * 8 + 4)
+    assert stored_bits(torch.ones(2, 3, 3, 3, dtype=torch.bool), "kernel", 8) == 6 * (9 * 8 + 4)
+    assert stored_bits(torch.ones(2, 3, 3, 3, dtype=torch.bool), "filter", 8) == 2 * (27 * 8 + 4)
+    late = torch.zeros(18, 2, 1, 3, dtype=torch.bool)
+    late[17] = True  # 34 kernels went before: two kernels of zeros, then it and its neighbour
+    assert stored_bits(late, "vector", 4) == 4 * (3 * 4 + 4)
+
+
+@pytest.mark.parametrize(("grain", "share"), [("2:4", 0.625), ("1:4", 0.3125), ("4:8", 0.6875), ("1:1", 1.0)])
+def test_by_hand_a_pattern_stores_the_place_in_its_group(grain, share):
+    """2:4 at 8 bits: half the weights at 10 bits each."""
+    mask = grain_mask(torch.rand(4, 16), grain)
+    assert stored_bits(mask, grain, 8) == share * 4 * 16 * 8
+
+
+def test_units_need_no_index():
+    mask = torch.tensor([[True, False, True, False]] * 3)
+    assert stored_bits(mask, "unit", 8) == 6 * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=200))
+def test_the_relative_index_can_be_read_back(flags):
+    """Against a decoder: walking the entries as a reader would must land on every kept weight."""
+    entries, since = 0, 0
+    for kept in flags:
+        if kept or since == 15:
+            entries, since = entries + 1, 0
+        else:
+            since += 1
+    trailing = len(flags) - 1 - max((i for i, kept in enumerate(flags) if kept), default=-1)
+    entries -= trailing // 16  # zeros stored after the last kept weight, which nobody needs
+    assert stored_bits(torch.tensor([flags]), "fine", 8) == entries * 12

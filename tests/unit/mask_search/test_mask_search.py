@@ -1,14 +1,19 @@
 """N:M and unit masks: by hand, by properties, and against torch.ao.pruning."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 
+from tasks.core.cost import LayerCost
 from tasks.core.denoiser import build
-from tasks.core.sparsity import layer_density, nm_mask, parse_pattern
+from tasks.core.sparsity import kept_shares, layer_density, nm_mask, parse_pattern
+from tasks.mask_search import sensitivity
 from tasks.mask_search.masks import covered, kept_count, nm_masks, unit_masks, unit_saliency
 from tasks.runtime.masks import HiddenUnits, hidden_units
 
@@ -133,7 +138,7 @@ def test_kept_count_is_whole_granules_near_the_density(granules, granule, densit
 
 def test_unet_units_are_masked_by_whole_groups():
     model = build("UNet2DModel", UNET, {"num_train_timesteps": 10}).model
-    for units in hidden_units(model):
+    for units in (units for units in hidden_units(model) if not units.products):
         masks = unit_masks(model, {units.block: 0.5})
         norm = masks[f"{units.block}.norm2.weight"].view(-1, units.granule)
         assert torch.equal(norm.any(1), norm.all(1))
@@ -141,3 +146,44 @@ def test_unet_units_are_masked_by_whole_groups():
         for name, dim in (("conv1.weight", 0), ("time_emb_proj.weight", 0), ("conv2.weight", 1)):
             mask = masks[f"{units.block}.{name}"].movedim(dim, 0).flatten(1)
             assert torch.equal(mask.all(1), norm.flatten()) and torch.equal(mask.any(1), norm.flatten())
+
+
+class OneAttention(nn.Module):
+    """Four heads of 2 channels, whose queries' weights alone differ: head h has 1 + (h + 2) % 4 everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = Attention(query_dim=3, heads=4, dim_head=2)
+        for parameter in self.parameters():
+            parameter.data.fill_(1.0)
+        self.attn.to_q.weight.data *= torch.tensor([3.0, 4.0, 1.0, 2.0]).repeat_interleave(2)[:, None]
+
+
+@pytest.mark.parametrize(("density", "kept"), [(0.25, [1]), (0.3, [1]), (0.5, [0, 1]), (0.7, [0, 1, 3]), (0.01, [1])])
+def test_heads_are_masked_whole_by_hand(density, kept):
+    model = OneAttention()
+    masks = unit_masks(model, {"attn": density})
+    assert set(masks) == {f"attn.to_{part}.weight" for part in ("q", "k", "v", "out.0")}
+    stays = torch.tensor([head in kept for head in range(4)]).repeat_interleave(2)
+    for name, mask in masks.items():
+        assert torch.equal(mask, (stays[None] if "to_out" in name else stays[:, None]).expand_as(mask)), name
+
+
+def test_kept_shares_of_heads_include_the_products():
+    model = OneAttention()
+    assert kept_shares(model, "unit", unit_masks(model, {"attn": 0.75})) == dict.fromkeys(
+        ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.qk", "attn.av"], 0.75)
+
+
+def test_densities_that_keep_the_same_heads_are_measured_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr(sensitivity, "masked_error", lambda _, masks, *rest: measured.append(masks) or float(len(measured)))
+    errors = sensitivity.unit_errors(SimpleNamespace(model=OneAttention()), [0.9, 0.2, 0.3, 0.5], 1, None, None)
+    assert errors == {"attn": {0.2: 1.0, 0.3: 1.0, 0.5: 2.0, 0.9: 0.0}} and len(measured) == 2
+
+
+def test_macs_of_an_attention_are_all_proportional_to_its_heads():
+    [units] = hidden_units(OneAttention())
+    parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.qk", "attn.av", "attn.to_out.0", "elsewhere")
+    costs = [LayerCost(part, "", 10 ** i, 0, None) for i, part in enumerate(parts)]
+    assert sensitivity.block_macs(units, costs) == 111_111

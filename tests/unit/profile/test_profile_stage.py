@@ -70,6 +70,8 @@ def test_every_layer_has_every_row(profiled):
     dense = rows[rows.grain == "dense"]
     assert len(dense) == 6 * len(costs) and set(dense.layer) == {c.name for c in costs} and (dense.density == 1).all()
     narrowed = {f"transformer_blocks.{i}.ff.net.{part}" for i in (0, 1) for part in ("0.proj", "2")}
+    narrowed |= {f"transformer_blocks.{i}.attn1.{part}" for i in (0, 1)
+                 for part in ("to_q", "to_k", "to_v", "to_out.0", "qk", "av")}
     assert set(rows[rows.grain == "unit"].layer) == narrowed
     assert (rows[rows.grain != "dense"].density == 0.5).all()
     assert (rows.time_us >= 0).all() and (rows[(rows.kind == "linear") & (rows.backend == "eager")].time_us > 0).all()

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from tasks.core.denoiser import Denoiser, build
 from tasks.mask_search.masks import unit_masks
@@ -122,6 +123,29 @@ def test_restored_shapes_take_the_shrunk_weights(name):
     assert torch.equal(predict(fresh), predict(shrunk))
 
 
+def test_heads_leave_whole_and_the_attention_knows_how_many_are_left():
+    """Three heads of 2 channels; head 1 and half of head 2 are masked."""
+    attention = Attention(query_dim=4, heads=3, dim_head=2, bias=True).requires_grad_(False)
+    model = torch.nn.ModuleDict({"attn": attention})
+    [units] = hidden_units(model)
+    assert (units.block, units.count, units.granule) == ("attn", 6, 2)
+    assert units.producers == ("attn.to_q", "attn.to_k", "attn.to_v") and units.consumer == "attn.to_out.0"
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[:, [2, 3, 4]] = False
+    before = copy.deepcopy(attention)
+    assert shrink_units(model, {"attn.to_out.0.weight": mask}) == {"attn": 4}
+    for layer in ("to_q", "to_k", "to_v"):
+        assert torch.equal(getattr(attention, layer).weight, getattr(before, layer).weight[[0, 1, 4, 5]])
+        assert torch.equal(getattr(attention, layer).bias, getattr(before, layer).bias[[0, 1, 4, 5]])
+    assert attention.to_out[0].weight[:, 2].tolist() == [0] * 4
+    rebuilt = Attention(query_dim=4, heads=2, dim_head=2, bias=True)  # what diffusers makes of two heads
+    rebuilt.load_state_dict(attention.state_dict())
+    for name, value in vars(rebuilt).items():
+        assert name.startswith("_") or name in ("processor", "training") or getattr(attention, name) == value, name
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(attention(x), rebuilt(x))
+
+
 def test_units_leave_by_whole_groups_and_one_always_stays():
     units = hidden_units(tiny("unet").model)[0]
     assert (units.count, units.granule) == (8, 2)
@@ -140,6 +164,7 @@ def test_masks_that_free_no_unit_leave_the_shapes():
     ({"mid_block.resnets.7": 8}, "mid_block.resnets.7: the model has no such"),
     ({"mid_block.resnets.0": 6}, "6 is not a multiple of 4 up to 16"),
     ({"mid_block.resnets.0": 0}, "0 is not a multiple of 4 up to 16"),
+    ({"mid_block.attentions.0": 4}, "4 is not a multiple of 8 up to 16"),
 ])
 def test_wrong_kept_counts_are_named(kept, message):
     with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ from tasks.core.sampler import initial_noise, labels_for, sample
 from tasks.core.sparsity import kept_shares, nm_mask
 from tasks.package.stage import cached_network
 from tasks.package.write import write_package
-from tasks.runtime.masks import apply_masks, hidden_units
+from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.packed import PackedDenoiser
 from tasks.runtime.pipeline import agreed_count
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision, remove_precision
@@ -96,7 +96,7 @@ def everything_live(denoiser: Denoiser) -> tuple[Recipe, dict, dict]:
 
 
 def half_the_units(denoiser: Denoiser) -> dict[str, torch.Tensor]:
-    """Masks of the consumers' columns: the second half of the units of every feed-forward or resnet goes."""
+    """Masks of the consumers' columns: the second half of the units of every feed-forward, attention and resnet goes."""
     masks = {}
     for units in hidden_units(denoiser.model):
         weight = denoiser.model.get_submodule(units.consumer).weight
@@ -127,6 +127,12 @@ def opened(tmp_path_factory):
         write_package(make(), replace(dense, sparsity={"grain": "unit", "density": shares}), {}, masks, root / f"{kind}_units")
         apply_masks(live.model, masks)
         expected[f"{kind}_units"] = here(live, dense, {})
+
+        small = make()
+        shrink_units(small.model, masks)
+        recipe = replace(recipe, sparsity={"grain": "unit", "density": shares})
+        write_package(make(), recipe, ranges, masks, root / f"{kind}_units_all")
+        expected[f"{kind}_units_all"] = here(small, recipe, ranges)
     expected["copy"] = expected["dense"]
     expected["guided"] = here(tiny("DiTTransformer2DModel", DIT), Recipe(timesteps=STEPS), {}, guidance=2.0)
 
@@ -142,7 +148,8 @@ def opened(tmp_path_factory):
     return load_file(root / "images.safetensors"), expected, root
 
 
-@pytest.mark.parametrize("name", ["dense", "unet_dense", "dit_all", "unet_all", "guided", "copy"])
+@pytest.mark.parametrize("name", ["dense", "unet_dense", "dit_all", "unet_all", "guided", "copy", "dit_units_all",
+                                  "unet_units_all"])
 def test_plain_diffusers_gives_the_same_image_bit_by_bit(opened, name):
     there, expected, _ = opened
     assert torch.equal(there[name], expected[name])
@@ -152,6 +159,15 @@ def test_plain_diffusers_gives_the_same_image_bit_by_bit(opened, name):
 def test_a_shrunk_package_gives_the_masked_models_image_up_to_the_order_of_its_sums(opened, name):
     there, expected, _ = opened
     torch.testing.assert_close(there[name], expected[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "attention", "heads"), [
+    ("dit_units_all", "transformer_blocks.1.attn1", 1), ("unet_units_all", "mid_block.attentions.0", 2)])
+def test_half_of_the_heads_are_in_a_shrunk_package(opened, name, attention, heads):
+    _, _, root = opened
+    model = PackedDenoiser.from_pretrained(root / name / "denoiser").model
+    assert model.get_submodule(attention).heads == heads
+    assert json.loads((root / name / "denoiser" / "packing.json").read_text())["kept"][attention] == 8
 
 
 def test_the_compressed_images_are_not_the_dense_ones(opened):
