@@ -1,11 +1,12 @@
 """Train the masked students from the dense teacher, one per grain, with one loop.
 
-Reads: data (train.npy, train_labels.npy, holdout.npy, holdout_labels.npy), pretrain_load (teacher/, bank.npy, bank_labels.npy),
-mask_search (masks.safetensors).
+Reads: data (train.npy, train_labels.npy unless bank_share is 1; holdout.npy, holdout_labels.npy), pretrain_load (teacher/,
+bank.npy, bank_labels.npy), mask_search (masks.safetensors).
 Writes: student_<grain>.safetensors (EMA weights in dense shape, masks applied), masks_<grain>.safetensors (uint8, frozen),
 curve.csv (grain, step, loss, flip_rate); <grain> is 2_4 or unit. Report, per grain: error to the teacher's predictions on the
-holdout before and after, kept share of the masked weights, MACs against dense, last flip rate.
-Left out: quality of samples (fid judges the package); features or attention maps of the teacher as targets.
+holdout before and after, kept share of the masked weights, MACs against dense, last flip rate and that of the freeze.
+Left out: quality of samples (fid judges the package); the dense model trained as long (the sparsity study has it); attention
+maps of the teacher as targets.
 """
 
 import copy
@@ -24,9 +25,11 @@ from tasks.core.artifacts import Inputs, Report
 from tasks.core.calibration import Calibration, noised, predictions, relative_error
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
-from tasks.core.params import check_range
-from tasks.core.sparsity import kept_shares, mask_density, parse_pattern
-from tasks.distill.train import Images, Settings, Student, train
+from tasks.core.params import check_choice, check_range
+from tasks.core.sparsity import kept_shares, mask_density
+from tasks.distill.images import Images
+from tasks.distill.settings import METHODS, Settings, check_method
+from tasks.distill.train import Student, train
 from tasks.runtime.masks import apply_masks, remove_masks
 
 INPUTS = ("data", "pretrain_load", "mask_search")
@@ -35,23 +38,26 @@ GRAINS = ("2:4", "unit")
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Settings):
+    method: str   # of tasks/distill/masking.py; students ship masks, so not `dense`
     holdout: int  # images on which predictions are compared with the teacher's
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("distill.method", self.method, tuple(method for method in METHODS if method != "dense"))
+        check_method(self.method, self)
         check_range("distill.holdout", self.holdout, 1, 10**6)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
-    images = pool(teacher, inputs)
+    images = pool(teacher, inputs, params.bank_share)
     held = calibration(teacher, inputs["data"], params)
     settings = training_settings(params, teacher)
     rows, numbers = [], {}
     for grain in GRAINS:
         masks, name = read_masks(inputs["mask_search"], grain), grain.replace(":", "_")
-        pattern = None if grain == "unit" else parse_pattern(grain)
-        student = train(teacher, masks, pattern, images, settings, inputs.checkpoint(f"distill_{name}"), f"distill {grain}")
+        student = train(teacher, masks, grain, params.method, images, settings, inputs.checkpoint(f"distill_{name}"),
+                        f"distill {grain}")
         save_file(student.weights, out / f"student_{name}.safetensors")
         save_file({key: mask.to(torch.uint8) for key, mask in student.masks.items()}, out / f"masks_{name}.safetensors")
         rows += [(grain, *row) for row in student.curve]
@@ -75,11 +81,13 @@ def read_images(folder: Path, name: str, labelled: bool) -> tuple[np.ndarray, np
     return np.load(folder / f"{name}.npy"), np.load(folder / f"{name}_labels.npy") if labelled else None
 
 
-def pool(teacher: Denoiser, inputs: Inputs) -> Images:
-    """The real training images, then the teacher's samples."""
+def pool(teacher: Denoiser, inputs: Inputs, bank_share: float) -> Images:
+    """The real training images, then the teacher's samples; without real ones, unread, where bank_share is 1."""
     labelled = teacher.num_classes > 0
-    real, real_labels = read_images(inputs["data"], "train", labelled)
     bank, bank_labels = read_images(inputs["pretrain_load"], "bank", labelled)
+    if bank_share == 1:
+        return Images(pixels=torch.from_numpy(bank), labels=torch.from_numpy(bank_labels) if labelled else None, real=0)
+    real, real_labels = read_images(inputs["data"], "train", labelled)
     labels = torch.from_numpy(np.concatenate([real_labels, bank_labels])) if labelled else None
     return Images(pixels=torch.from_numpy(np.concatenate([real, bank])), labels=labels, real=len(real))
 
@@ -108,4 +116,5 @@ def judge(teacher: Denoiser, grain: str, one_shot: dict[str, Tensor], student: S
     costs = layer_costs(teacher)
     macs = sum(cost.macs * kept.get(cost.name, 1.0) for cost in costs) / sum(cost.macs for cost in costs)
     return {"error_before": before, "error_after": relative_error(predictions(trained, held), reference),
-            "density": mask_density(student.masks), "macs_share": macs, "flip_rate_last": student.curve[-1][2]}
+            "density": mask_density(student.masks), "macs_share": macs,
+            "flip_rate_last": student.curve[-1][2] if student.curve else 0.0, "flip_rate_freeze": student.flips_at_freeze}

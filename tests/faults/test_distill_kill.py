@@ -11,12 +11,15 @@ import torch
 
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import build
-from tasks.distill.train import Images, Settings, Student, train
+from tasks.distill.images import Images
+from tasks.distill.settings import Settings
+from tasks.distill.train import Student, train
 from tasks.mask_search.masks import nm_masks
 
 KEY, STEPS = "distill-kill-test", 200
-SETTINGS = Settings(steps=STEPS, batch=4, lr=1e-3, warmup=10, weight_decay=0.01, ema_decay=0.99, sr_ste=2e-4, lam=0.1,
-                    bank_share=0.0, label_dropout=0.1, bf16=False, log_every=30, seed=0)
+SETTINGS = Settings(steps=STEPS, batch=4, accumulate=1, lr=1e-3, warmup=10, weight_decay=0.01, ema_decay=0.99, sr_ste=2e-4,
+                    decay="gradient", prune_at=(0.5,), freeze_at=1.0, precondition=0.0, lam=0.1, features=0.0, bank_share=0.0,
+                    label_dropout=0.1, bf16=False, log_every=30, seed=0)
 DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 1,
        "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_elementwise_affine": False,
        "norm_type": "ada_norm_zero"}
@@ -30,7 +33,7 @@ def job(folder: Path) -> Student:
     teacher.model.eval().requires_grad_(False)
     masks, _ = nm_masks({name: layer for name, layer in teacher.prunable_layers().items() if ".ff." in name}, 2, 4)
     images = Images(pixels=pixels, labels=torch.arange(16) % 3, real=16)
-    return train(teacher, masks, (2, 4), images, SETTINGS, Checkpoint(folder, KEY, every_s=0.1))
+    return train(teacher, masks, "2:4", "sr_ste", images, SETTINGS, Checkpoint(folder, KEY, every_s=0.1))
 
 
 def killed_after_first_checkpoint(folder: Path) -> int:

@@ -14,9 +14,9 @@ from tasks.core.denoiser import Denoiser, build, load, save
 from tasks.distill import stage
 from tasks.mask_search.masks import nm_masks, unit_masks
 from tasks.runtime.masks import hidden_units
+from tests.unit.distill.toy import SETTINGS
 
-PARAMS = stage.Params(steps=4, batch=4, lr=1e-3, warmup=1, weight_decay=0.01, ema_decay=0.9, sr_ste=2e-4, lam=0.1,
-                      bank_share=0.5, label_dropout=0.1, bf16=True, log_every=2, seed=0, holdout=8)
+PARAMS = stage.Params(**vars(SETTINGS) | {"steps": 4, "lr": 1e-3, "lam": 0.1, "bf16": True}, method="sr_ste", holdout=8)
 
 
 def tiny(kind: str) -> Denoiser:
@@ -69,6 +69,30 @@ def test_run_writes_two_students_that_load(kind, tmp_path, monkeypatch):
     assert {row["flip_rate"] for row in rows if row["grain"] == "unit"} == {"0.0"}
 
 
+@pytest.mark.parametrize("method", ["fixed", "ste", "progressive"])
+def test_every_method_leaves_masks_of_the_same_density(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = stage.run(replace(PARAMS, method=method), artifacts(tmp_path, tiny("dit")), tmp_path).numbers
+    assert [report[grain]["density"] for grain in ("2:4", "unit")] == [0.5, 0.5]
+    assert report["2:4"]["flip_rate_freeze"] == 0 or method != "fixed"
+
+
+def test_data_free_training_reads_no_training_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = artifacts(tmp_path, tiny("dit"))
+    for name in ("train", "train_labels"):
+        (inputs["data"] / f"{name}.npy").unlink()
+    assert stage.run(replace(PARAMS, bank_share=1.0), inputs, tmp_path).numbers["2:4"]["density"] == 0.5
+    with pytest.raises(FileNotFoundError):
+        stage.run(PARAMS, inputs, tmp_path)
+
+
+def test_without_steps_the_student_is_the_masked_teacher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = stage.run(replace(PARAMS, steps=0), artifacts(tmp_path, tiny("dit")), tmp_path).numbers
+    assert all(row["error_after"] == row["error_before"] and row["flip_rate_last"] == 0 for row in report.values())
+
+
 def test_masks_without_the_grain_are_an_error_with_the_path(tmp_path):
     save_file({"2:4/a.weight": torch.ones(1, dtype=torch.uint8)}, tmp_path / "masks.safetensors")
     with pytest.raises(ValueError, match=r"masks.safetensors: holds no masks of grain 'unit'"):
@@ -78,3 +102,5 @@ def test_masks_without_the_grain_are_an_error_with_the_path(tmp_path):
 def test_params_name_key_value_and_bound():
     with pytest.raises(ValueError, match=r"distill.holdout: 0 is not between 1 and"):
         replace(PARAMS, holdout=0)
+    with pytest.raises(ValueError, match=r"distill.method: 'dense' is not one of fixed, ste, sr_ste, progressive"):
+        replace(PARAMS, method="dense")
