@@ -36,10 +36,7 @@ def additive_latency(table: pd.DataFrame, layer_tokens: Mapping[str, str], densi
     grain: how the rest went, "unit" or "2:4"; times between measured densities are interpolated, below the lowest they stay.
     Raises ValueError if the table has nothing for this backend and batch.
     """
-    rows = table[(table.backend == backend) & (table.batch == batch)]
-    if rows.empty:
-        offered = sorted(set(zip(table.backend, table.batch, strict=True)))
-        raise ValueError(f"profile: nothing for backend {backend} at batch {batch}; it holds {offered}")
+    rows = rows_of(table, backend, batch)
     dense = rows[rows.grain == "dense"].set_index(["layer", "precision"]).time_us
     pruned = rows[rows.grain == grain]
     layers = [name for name in dense.index.unique("layer") if name != WHOLE]
@@ -48,6 +45,22 @@ def additive_latency(table: pd.DataFrame, layer_tokens: Mapping[str, str], densi
     weights = [dense[name, "fp32"] for name in layers]
     rest = [_remainder(dense, precision[name]) for name in layers]
     return float(sum(times) + np.average(rest, weights=weights))
+
+
+def rows_of(table: pd.DataFrame, backend: str, batch: int) -> pd.DataFrame:
+    rows = table[(table.backend == backend) & (table.batch == batch)]
+    if rows.empty:
+        offered = sorted(set(zip(table.backend, table.batch, strict=True)))
+        raise ValueError(f"profile: nothing for backend {backend} at batch {batch}; it holds {offered}")
+    return rows
+
+
+def layer_times(table: pd.DataFrame, grain: str, backend: str, batch: int) -> dict[str, list[tuple[float, float]]]:
+    """Layer -> (density, microseconds in fp32) by rising density, the last one dense and the only one where no other was timed.
+    Raises ValueError if the table has nothing for this backend and batch."""
+    rows = rows_of(table, backend, batch)
+    rows = rows[(rows.precision == "fp32") & rows.grain.isin(["dense", grain]) & (rows.layer != WHOLE)]
+    return {layer: sorted(zip(timed.density, timed.time_us, strict=True)) for layer, timed in rows.groupby("layer")}
 
 
 def _layer_time(dense_us: float, pruned: pd.DataFrame, layer: str, precision: str, density: float) -> float:

@@ -1,41 +1,77 @@
-"""How dense each block may stay: the least summed error that still removes enough (multiple-choice knapsack, exact)."""
+"""What to prune, where and how far: the least summed error that saves enough, exact; and one density for all, the opponent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+TOLERANCE = 1e-6  # relative, of the budget: what HiGHS counts as satisfied
+VALUES = 1e3      # largest value that HiGHS sees: it stops within 1e-6 of the optimum, whatever the unit
 
 
 @dataclass(frozen=True)
-class Option:
-    density: float  # kept share of the block's units
-    error: float    # what it does to the prediction, alone
-    removed: int    # what it takes away: MACs, or nanoseconds
+class Cut:
+    layers: tuple[str, ...]  # pruned together: the one that a pattern is of, or all that make and read a block's units
+    grain: str               # unit, N:M or one of tasks.core.sparsity.GRAINS
+    density: float           # kept share of these layers' weights
 
 
-def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, float]:
-    """Block -> density with sum(removed) >= budget and the least sum(error). Errors of blocks are taken as additive.
+@dataclass(frozen=True)
+class Option(Cut):
+    error: float  # what it does to the prediction, alone
+    saved: float  # of the dense cost, in the unit of the budget
 
-    Dynamic programming over the blocks; a state is an amount removed, counted up to the budget, and the cheapest way there.
-    Raises ValueError if the options cannot remove the budget together.
+
+def allocate(options: Sequence[Option], budget: float) -> list[Option]:
+    """The options, no layer in two of them, with sum(saved) >= budget and the least sum(error).
+
+    A 0-1 programme, solved to optimality by HiGHS. Errors of layers are taken as additive.
+    Raises ValueError with the nearest feasible budget if the options cannot save that much together.
     """
-    states: dict[int, tuple[float, tuple[float, ...]]] = {0: (0.0, ())}
-    for choices in options.values():
-        grown: dict[int, tuple[float, tuple[float, ...]]] = {}
-        for removed, (error, densities) in states.items():
-            for option in choices:
-                key = min(budget, removed + option.removed)
-                state = (error + option.error, (*densities, option.density))
-                grown[key] = min(state, grown.get(key, state))
-        states = undominated(grown)
-    if budget not in states:
-        most = sum(max(option.removed for option in choices) for choices in options.values())
-        raise ValueError(f"budget {budget}: the densities on offer remove {most} at most")
-    return dict(zip(options, states[budget][1], strict=True))
+    most = ceiling(options)
+    if budget > most * (1 + TOLERANCE):
+        raise ValueError(f"budget {budget:g}: the options save {most:g} at most")
+    if budget <= 0:
+        return []
+    share = np.array([option.saved for option in options]) / budget
+    return select(options, [option.error for option in options], LinearConstraint(share[None], lb=1))
 
 
-def undominated(states: dict[int, tuple]) -> dict[int, tuple]:
-    """Drop a state when another removes at least as much at no more error."""
-    kept, least = {}, float("inf")
-    for removed in sorted(states, reverse=True):
-        if states[removed][0] < least:
-            kept[removed], least = states[removed], states[removed][0]
-    return kept
+def ceiling(options: Sequence[Option]) -> float:
+    """The most that the options save together, no layer in two of them."""
+    return sum(option.saved for option in select(options, [-option.saved for option in options]))
+
+
+def select(options: Sequence[Option], values: Sequence[float], *constraints: LinearConstraint) -> list[Option]:
+    """The options with the least sum of values, no layer in two of them."""
+    if not options:
+        return []
+    scaled = np.array(values) * (VALUES / (np.abs(values).max() or 1.0))
+    once = LinearConstraint(incidence(options), ub=1)
+    found = milp(scaled, integrality=np.ones(len(options)), bounds=Bounds(0, 1), constraints=[once, *constraints],
+                 options={"mip_rel_gap": 0})
+    assert found.success, found.message
+    return [option for option, taken in zip(options, found.x, strict=True) if taken > 0.5]
+
+
+def incidence(options: Sequence[Option]) -> csr_array:
+    """(layers, options), 1 where an option prunes a layer."""
+    index = {layer: row for row, layer in enumerate(dict.fromkeys(layer for option in options for layer in option.layers))}
+    entries = [(index[layer], column) for column, option in enumerate(options) for layer in option.layers]
+    rows, columns = zip(*entries, strict=True)
+    return csr_array((np.ones(len(entries)), (rows, columns)), shape=(len(index), len(options)))
+
+
+def uniform(offer: Callable[[float], Sequence[Option]], budget: float, lowest: float) -> list[Option] | None:
+    """One density for all: the options at the highest density, in whole percent down to `lowest`, that save the budget.
+
+    offer: a density -> the options of one grain in all its places. None if even the lowest does not save enough.
+    """
+    percents = (percent / 100 for percent in range(99, 0, -1) if percent / 100 > lowest)
+    for density in (*percents, lowest):
+        options = offer(density)
+        if sum(option.saved for option in options) >= budget * (1 - TOLERANCE):
+            return list(options)
+    return None

@@ -1,33 +1,68 @@
-"""Which grain pays on which target: arithmetic on what the masks keep, and the profile's times."""
+"""What pruning saves on each target, as arithmetic: MACs, stored bits, and the profile's times; and which grain pays."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from tasks.core.cost import LayerCost
-from tasks.core.latency import additive_latency
+from tasks.core.latency import additive_latency, layer_times
 
-STORED_BITS = 8  # of a weight in a package, as a rule; at more bits the index of 2:4 weighs less
-INDEX_BITS = {"2:4": 1, "unit": 0}  # per weight of a masked layer: a package stores one bit of mask, or a smaller layer
-
-
-def macs_share(costs: Sequence[LayerCost], kept: Mapping[str, float]) -> float:
-    """MACs against dense. kept: layer -> kept share of its weights, a missing layer is dense."""
-    return sum(cost.macs * kept.get(cost.name, 1.0) for cost in costs) / sum(cost.macs for cost in costs)
+STORED_BITS = 8  # of a weight in a package, as a rule; at more bits the index weighs less
+INDEX_BITS = 1   # per weight of a masked layer: a package stores one bit of mask, or for units a smaller layer and none
 
 
-def size_share(costs: Sequence[LayerCost], kept: Mapping[str, float], grain: str) -> float:
-    """Bits of the weights of all Linear and Conv2d layers against dense, index included."""
-    index = INDEX_BITS[grain] / STORED_BITS
-    return sum(cost.weights * (kept[cost.name] + index if cost.name in kept else 1.0) for cost in costs) / sum(
-        cost.weights for cost in costs)
+@dataclass(frozen=True)
+class CostModel:
+    unit: str                                  # what is counted in one evaluation, in words
+    whole: float                               # of the dense model
+    price: Callable[[str, str, float], float]  # layer, grain, density -> its part, 0 of what is not counted (norms)
+
+    def dense(self, layers: Iterable[str]) -> float:
+        return sum(self.price(layer, "unit", 1.0) for layer in layers)
+
+    def saved(self, layers: Iterable[str], grain: str, density: float) -> float:
+        return sum(self.price(layer, grain, 1.0) - self.price(layer, grain, density) for layer in layers)
+
+    def share(self, kept: Mapping[str, float], grain: str) -> float:
+        """Cost against dense. kept: layer -> kept share of its weights, a missing layer is dense."""
+        return 1 - sum(self.saved([layer], grain, density) for layer, density in kept.items()) / self.whole
 
 
-def latency_share(table: pd.DataFrame, kept: Mapping[str, float], grain: str, backend: str, batch: int) -> float:
-    """Time of one fp32 evaluation against dense. 2:4 saves what was measured: nothing where no kernel uses the pattern."""
-    def microseconds(density: Mapping[str, float]) -> float:
-        return additive_latency(table, {}, density, backend, batch, grain)
-    return microseconds(kept) / microseconds({})
+def cost_models(costs: Sequence[LayerCost], table: pd.DataFrame, backend: str, batch: int) -> dict[str, CostModel]:
+    """One for each target of the goal. table: the profile's, see `tasks.core.latency.load_layers`."""
+    return {"latency": latency_model(table, backend, batch), "bitops": macs_model(costs), "size": storage_model(costs)}
+
+
+def macs_model(costs: Sequence[LayerCost]) -> CostModel:
+    """Attention products included; they shrink with the heads."""
+    macs = {cost.name: cost.macs for cost in costs}
+    return CostModel("MACs of an image", sum(macs.values()), lambda layer, _, density: macs.get(layer, 0) * density)
+
+
+def storage_model(costs: Sequence[LayerCost]) -> CostModel:
+    """Linear and Conv2d layers at STORED_BITS a weight, and the index of what stayed."""
+    weights = {cost.name: cost.weights for cost in costs}
+
+    def price(layer: str, grain: str, density: float) -> float:
+        index = 0 if density == 1 or grain == "unit" else INDEX_BITS
+        return weights.get(layer, 0) * (STORED_BITS * density + index)
+
+    return CostModel(f"bits at {STORED_BITS} a weight, index included", STORED_BITS * sum(weights.values()), price)
+
+
+def latency_model(table: pd.DataFrame, backend: str, batch: int) -> CostModel:
+    """fp32. What was not timed, saves nothing: a grain without kernels, a layer outside the table. Between timed densities
+    it is interpolated, below the lowest it stays, as in `additive_latency`."""
+    times = functools.cache(functools.partial(layer_times, table, backend=backend, batch=batch))
+
+    def price(layer: str, grain: str, density: float) -> float:
+        points = times(grain).get(layer, ((1.0, 0.0),))
+        return float(np.interp(density, *zip(*points, strict=True)))
+
+    return CostModel(f"us of {batch} images on {backend}", additive_latency(table, {}, {}, backend, batch), price)
 
 
 def choose(predicted: Mapping[str, Mapping[str, float]], target: str, min_gain: float) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from math import lcm
 import torch
 from torch import Tensor, nn
 
-from tasks.core.sparsity import nm_mask
+from tasks.core.sparsity import grain_shape, nm_mask, parse_pattern
 from tasks.runtime.masks import HiddenUnits, hidden_units
 
 
@@ -24,9 +24,23 @@ def covered(layers: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
 
 def nm_masks(layers: Mapping[str, nn.Module], n: int, m: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """-> masks of the layers' weights, and layer -> reason for those that must stay dense."""
-    indivisible = {name: layer.weight.shape[1] for name, layer in layers.items() if layer.weight.shape[1] % m}
-    masks = {f"{name}.weight": nm_mask(layer.weight, n, m) for name, layer in layers.items() if name not in indivisible}
-    return masks, {name: f"{width} inputs are no multiple of {m}" for name, width in indivisible.items()}
+    reasons = misfits(layers, f"{n}:{m}")
+    return {f"{name}.weight": nm_mask(layer.weight, n, m) for name, layer in layers.items() if name not in reasons}, reasons
+
+
+def misfits(layers: Mapping[str, nn.Module], grain: str) -> dict[str, str]:
+    """Layer -> why the grain does not divide its weight, for those where it does not."""
+    reasons = {name: misfit(tuple(layer.weight.shape), grain) for name, layer in layers.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def misfit(shape: tuple[int, ...], grain: str) -> str | None:
+    if ":" in grain:
+        _, m = parse_pattern(grain)
+        return f"{shape[1]} inputs are no multiple of {m}" if shape[1] % m else None
+    extent = grain_shape(shape, grain)
+    fits = all(size % part == 0 for size, part in zip(shape, extent, strict=True))
+    return None if fits else f"a weight of {shape} is not divided by grains of {extent}"
 
 
 def unit_saliency(model: nn.Module, units: HiddenUnits) -> Tensor:

@@ -1,16 +1,64 @@
-"""What removing units costs: the error of the prediction, block by block, and the density of each block under a budget."""
+"""What a cut costs in error: every grain and density that is offered, in every place, one at a time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from math import prod
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
 from tasks.core.calibration import Calibration, predictions, relative_error
-from tasks.core.cost import LayerCost
 from tasks.core.denoiser import Denoiser
 from tasks.core.progress import track
-from tasks.mask_search.allocate import Option, allocate
+from tasks.core.sparsity import grain_mask, grain_shape, parse_pattern
+from tasks.mask_search.allocate import Cut, Option
+from tasks.mask_search.choose import CostModel
 from tasks.mask_search.masks import kept_count, unit_masks
 from tasks.runtime.masks import HiddenUnits, apply_masks, hidden_units, remove_masks
+
+Errors = Mapping[tuple[tuple[str, ...], str], Mapping[float, float]]  # layers and grain -> density -> relative error
+
+
+def unit_layers(units: HiddenUnits, counted: Container[str]) -> tuple[str, ...]:
+    """Layers that make or read the units and the attention products between them: all proportional to their number.
+    counted: names in the model's costs; a norm is not among them."""
+    return tuple(name for name in (*units.producers, units.consumer, *units.products) if name in counted)
+
+
+def unit_cuts(blocks: Mapping[tuple[str, ...], HiddenUnits], densities: Sequence[float], multiple: int) -> list[Cut]:
+    """Of every block, at the shares of its units nearest to the densities. blocks: by their `unit_layers`."""
+    cuts = []
+    for layers, units in blocks.items():
+        counts = {kept_count(units, density, multiple) for density in densities} - {units.count}
+        cuts += [Cut(layers, "unit", count / units.count) for count in sorted(counts)]
+    return cuts
+
+
+def layer_cuts(layers: Mapping[str, nn.Module], grain: str, densities: Sequence[float]) -> list[Cut]:
+    """Of every layer by itself, in whole grains. N:M has one density, its own."""
+    return [Cut((name,), grain, density) for name, layer in layers.items()
+            for density in grain_densities(tuple(layer.weight.shape), grain, densities)]
+
+
+def grain_densities(shape: tuple[int, ...], grain: str, densities: Sequence[float]) -> list[float]:
+    """Kept shares below 1 that a weight of that shape can have, nearest to the densities."""
+    if ":" in grain:
+        n, m = parse_pattern(grain)
+        return [n / m]
+    count = prod(shape) // prod(grain_shape(shape, grain))
+    return sorted({max(1, round(density * count)) / count for density in densities} - {1.0})
+
+
+def cut_masks(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, Tensor]:
+    """Masks of cuts that share no layer, by parameter name; what stays has the largest |w| of its grain."""
+    blocks = {units.consumer: units.block for units in hidden_units(model)}
+    masks: dict[str, Tensor] = {}
+    for cut in cuts:
+        if cut.grain == "unit":
+            masks |= unit_masks(model, {blocks[name]: cut.density for name in cut.layers if name in blocks})
+        else:
+            names = [f"{layer}.weight" for layer in cut.layers]
+            masks |= {name: grain_mask(model.get_parameter(name).detach().abs(), cut.grain, cut.density) for name in names}
+    return masks
 
 
 def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: Calibration, reference: Tensor) -> float:
@@ -21,37 +69,21 @@ def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: C
     return error
 
 
-def unit_errors(denoiser: Denoiser, densities: Iterable[float], multiple: int, calibration: Calibration,
-                reference: Tensor) -> dict[str, dict[float, float]]:
-    """Block -> density -> relative error with that block alone masked. One forward over the calibration images each;
-    densities that keep the same units (four heads know quarters only) share theirs."""
-    blocks, densities = hidden_units(denoiser.model), sorted(densities)
-    errors: dict[str, dict[float, float]] = {units.block: {} for units in blocks}
-    measured = {(units.block, units.count): 0.0 for units in blocks}
-    for units, density in track([(u, d) for u in blocks for d in densities], len(blocks) * len(densities), "sensitivity"):
-        kept = units.block, kept_count(units, density, multiple)
-        if kept not in measured:
-            masks = unit_masks(denoiser.model, {units.block: density}, multiple)
-            measured[kept] = masked_error(denoiser, masks, calibration, reference)
-        errors[units.block][density] = measured[kept]
+def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration, reference: Tensor) -> Errors:
+    """With each cut alone. One forward over the calibration images each."""
+    errors: dict[tuple[tuple[str, ...], str], dict[float, float]] = {}
+    for cut in track(cuts, len(cuts), "sensitivity"):
+        masks = cut_masks(denoiser.model, [cut])
+        errors.setdefault((cut.layers, cut.grain), {})[cut.density] = masked_error(denoiser, masks, calibration, reference)
     return errors
 
 
-def block_macs(units: HiddenUnits, costs: Sequence[LayerCost]) -> int:
-    """MACs per image of what makes and reads a block's units, attention products too: all proportional to their number."""
-    layers = {*units.producers, units.consumer, *units.products}
-    return sum(cost.macs for cost in costs if cost.name in layers)
+def priced(cuts: Iterable[Cut], errors: Errors, model: CostModel) -> list[Option]:
+    """The cuts with their error, between measured densities interpolated, and what they save."""
+    return [Option(cut.layers, cut.grain, cut.density, error_at(errors[cut.layers, cut.grain], cut.density),
+                   model.saved(cut.layers, cut.grain, cut.density)) for cut in cuts]
 
 
-def unit_densities(denoiser: Denoiser, errors: Mapping[str, Mapping[float, float]], multiple: int, share: float,
-                   costs: Sequence[LayerCost]) -> dict[str, float]:
-    """Block -> kept share, at the least summed error that removes `share` of the MACs of all blocks together."""
-    options, total = {}, 0
-    for units in hidden_units(denoiser.model):
-        macs = block_macs(units, costs)
-        total += macs
-        kept = {density: kept_count(units, density, multiple) for density in errors[units.block]}
-        options[units.block] = [Option(1.0, 0.0, 0)] + [
-            Option(density, error, macs * (units.count - kept[density]) // units.count)
-            for density, error in errors[units.block].items()]
-    return allocate(options, int(share * total))
+def error_at(measured: Mapping[float, float], density: float) -> float:
+    """Nothing at density 1; the lowest measured below it."""
+    return float(np.interp(density, *zip(*sorted({**measured, 1.0: 0.0}.items()), strict=True)))

@@ -1,41 +1,63 @@
-"""Choose what to zero: 2:4 in every covered layer, and whole units block by block; and say which of them pays on the goal.
+"""Choose what to zero: 2:4 in every covered layer, and whole units under a budget; and say which of them pays on the goal.
 
 Reads: pretrain_load (teacher/, bank.npy, bank_labels.npy), profile (layers.csv, model.csv).
-Writes: masks.safetensors (`<grain>/<parameter>`, uint8), density.csv (grain, layer, density), choice.json (chosen, why,
-by_target, predicted). Report: per grain one-shot error, density and MACs; the sensitivity table; why a layer was left dense.
-Left out: whole blocks as units; saliency from activations or gradients; permutation of channels before 2:4.
+Writes: masks.safetensors (`<grain>/<parameter>`, uint8), density.csv (grain, layer, density), choice.json:
+  chosen, why, by_target, predicted: which of the two mask sets costs least on each target;
+  budget: what the plans save together, of the goal's target (latency: the profile's us, bitops: MACs, size: bits with index);
+  plans: units allocated block by block (that mask set), all grains mixed, and the uniform opponent of each at the same budget:
+  grain and density of each pruned layer, what it saves, cost against dense, error predicted and measured.
+Report: per mask set one-shot error, density and MACs; the plans; the sensitivity table; why a layer was left dense.
+Left out: training of the mixed plan (students are of one grain); whole blocks as units; saliency from activations or
+gradients; permutation of channels before 2:4.
 """
 
 import csv
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.calibration import Calibration, noised, predictions
-from tasks.core.cost import LayerCost, layer_costs
+from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.latency import load_layers
-from tasks.core.params import Goal, check_range
-from tasks.core.sparsity import kept_shares, mask_density, parse_pattern
-from tasks.mask_search.choose import choose, latency_share, macs_share, size_share
-from tasks.mask_search.masks import covered, nm_masks, unit_masks
-from tasks.mask_search.sensitivity import masked_error, unit_densities, unit_errors
+from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.sparsity import GRAINS, kept_shares, mask_density, parse_pattern
+from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
+from tasks.mask_search.choose import CostModel, choose, cost_models
+from tasks.mask_search.masks import covered, misfits, nm_masks
+from tasks.mask_search.plans import describe, make_plans
+from tasks.mask_search.sensitivity import (
+    Errors,
+    cut_errors,
+    cut_masks,
+    layer_cuts,
+    masked_error,
+    priced,
+    unit_cuts,
+    unit_layers,
+)
+from tasks.runtime.masks import hidden_units
 
 INPUTS = ("pretrain_load", "profile")
 TARGETS = ("latency", "bitops", "size")
+BASELINE = "2:4"  # the paper's: one pattern in every covered layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    cover: tuple[str, ...]        # patterns of the layer paths that 2:4 covers; all else stays dense
+    cover: tuple[str, ...]        # patterns of the layer paths that 2:4 and `grains` cover; all else stays dense
     densities: tuple[float, ...]  # kept shares of a block's units that are tried, besides 1
-    unit_share: float             # share of all blocks' MACs that the unit masks remove together
+    grains: tuple[str, ...]       # tried in each covered layer for the mixed plan, besides units
+    grain_densities: tuple[float, ...]  # kept shares of those that are no N:M
+    unit_share: float             # share of the cost of all blocks, on goal.target, that every plan saves
     unit_multiple: int            # kept units come in multiples of this
     images: int                   # teacher samples that predictions are compared on, each at a noise level of its own
     min_gain: float               # least predicted gain on the target, as a share of dense, that makes a grain pay
@@ -45,34 +67,72 @@ class Params:
     goal: Goal
 
     def __post_init__(self):
-        for density in self.densities:
-            check_range("mask_search.densities", density, 0.01, 0.99)
+        for key in ("densities", "grain_densities"):
+            if not getattr(self, key):
+                raise ValueError(f"mask_search.{key}: empty; at least one kept share is needed, such as 0.5")
+            for density in getattr(self, key):
+                check_range(f"mask_search.{key}", density, 0.01, 0.99)
+        for grain in self.grains:
+            check_grain("mask_search.grains", grain)
         for key, low, high in (("unit_share", 0.01, 0.99), ("unit_multiple", 1, 1024), ("images", 1, 10**6), ("min_gain", 0, 1),
                                ("batch", 1, 65_536), ("seed", 0, 2**31)):
             check_range(f"mask_search.{key}", getattr(self, key), low, high)
-        if not self.densities or 1 - min(self.densities) < self.unit_share:
-            raise ValueError(f"mask_search.unit_share: {self.unit_share} is more than densities {list(self.densities)} remove")
+        if (most := round(1 - min(self.densities), 4)) < self.unit_share:
+            raise ValueError(f"mask_search.unit_share: {self.unit_share} is more than densities {list(self.densities)} remove, "
+                             f"{most} at most")
+
+
+def check_grain(key: str, grain: str) -> None:
+    """N:M with N < M, or one of `tasks.core.sparsity.GRAINS`."""
+    if ":" not in grain:
+        check_choice(key, grain, GRAINS)
+        return
+    n, m = parse_pattern(grain)
+    if n == m:
+        raise ValueError(f"{key}: {grain} keeps every weight; the densest that prunes is {m - 1}:{m}")
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
     costs = layer_costs(teacher)
+    models = cost_models(costs, load_layers(inputs["profile"]), params.backend, params.batch)
     calibration = read_bank(teacher, inputs["pretrain_load"], params)
     reference = predictions(teacher, calibration)
 
-    two_four, left_dense = pattern_masks(teacher, params.cover)
-    errors = unit_errors(teacher, params.densities, params.unit_multiple, calibration, reference)
-    densities = unit_densities(teacher, errors, params.unit_multiple, params.unit_share, costs)
-    masks = {"unit": unit_masks(teacher.model, densities, params.unit_multiple), "2:4": two_four}
+    layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *params.grains)))
+    blocks = {unit_layers(units, {cost.name for cost in costs}): units for units in hidden_units(teacher.model)}
 
+    def cuts_of(grain: str, densities: Sequence[float]) -> list[Cut]:
+        if grain == "unit":
+            return unit_cuts(blocks, densities, params.unit_multiple)
+        return layer_cuts(layers[grain], grain, densities)
+
+    tried = {"unit": params.densities, **dict.fromkeys(params.grains, params.grain_densities)}
+    cuts = [cut for grain, densities in tried.items() for cut in cuts_of(grain, densities)]
+    errors = cut_errors(teacher, cuts, calibration, reference)
+
+    model = models[params.goal.target]
+    options = priced(cuts, errors, model)
+    budget = budget_of(options, model, params)
+    plans = make_plans(options, lambda grain, density: priced(cuts_of(grain, [density]), errors, model), budget,
+                       params.min_gain * model.whole)
+
+    def one_shot(found: Mapping[str, Tensor]) -> float:
+        return masked_error(teacher, found, calibration, reference)
+
+    described = {name: describe(plan, model, one_shot(cut_masks(teacher.model, plan))) for name, plan in plans.items()}
+    masks = {"unit": cut_masks(teacher.model, plans["unit"]), BASELINE: nm_masks(layers[BASELINE], *parse_pattern(BASELINE))[0]}
     kept = {grain: kept_shares(teacher.model, grain, found) for grain, found in masks.items()}
-    choice = decide(predict(kept, costs, inputs["profile"], params), params)
+    goal = {"target": params.goal.target, "unit": model.unit, "dense": model.whole, "saved": budget}
+    choice = decide(predict(kept, models), params) | {"budget": goal, "plans": described}
     write(out, masks, kept, choice)
-    grains = {grain: {"error": masked_error(teacher, found, calibration, reference), "density": mask_density(found),
-                      "macs_share": macs_share(costs, kept[grain])} for grain, found in masks.items()}
-    sensitivity = {block: {str(density): error for density, error in row.items()} for block, row in errors.items()}
-    return Report({**grains, "unit_density": densities, "sensitivity": sensitivity, "left_dense": left_dense,
-                   "chosen": choice["chosen"]})
+    grains = {grain: {"error": one_shot(found), "density": mask_density(found),
+                      "macs_share": models["bitops"].share(kept[grain], grain)} for grain, found in masks.items()}
+    density = {layer: option.density for option in plans["unit"] for layer in option.layers}
+    return Report({**grains, "unit_density": {units.block: density.get(units.consumer, 1.0) for units in blocks.values()},
+                   "plans": {name: {key: plan[key] for key in ("saved", "cost", "error")} for name, plan in described.items()},
+                   "sensitivity": sensitivity_table(errors, {names: units.block for names, units in blocks.items()}),
+                   "left_dense": left_dense, "chosen": choice["chosen"]})
 
 
 def read_bank(teacher: Denoiser, folder: Path, params: Params) -> Calibration:
@@ -81,23 +141,47 @@ def read_bank(teacher: Denoiser, folder: Path, params: Params) -> Calibration:
     return noised(teacher.schedule, np.load(folder / "bank.npy"), labels, params.images, rng)
 
 
-def pattern_masks(teacher: Denoiser, cover: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """-> 2:4 masks, and layer -> reason for all that stay dense. What was asked for and cannot be is said aloud."""
+def fitting_layers(teacher: Denoiser, cover: tuple[str, ...],
+                   grains: Iterable[str]) -> tuple[dict[str, dict[str, nn.Module]], dict[str, str]]:
+    """-> grain -> the covered layers that it divides, and layer -> why it stays dense. What was asked for and cannot be is
+    said aloud."""
     layers = teacher.prunable_layers()
-    wanted = covered(layers, cover)
-    masks, indivisible = nm_masks({name: layers[name] for name in wanted}, *parse_pattern("2:4"))
-    for name, reason in indivisible.items():
-        print(f"mask_search: 2:4 leaves {name} dense: {reason}", flush=True)
-    return masks, indivisible | {name: "not in mask_search.cover" for name in layers if name not in wanted}
+    wanted = {name: layers[name] for name in covered(layers, cover)}
+    left = {name: ["not in mask_search.cover"] for name in layers if name not in wanted}
+    fitting = {}
+    for grain in grains:
+        reasons = misfits(wanted, grain)
+        fitting[grain] = {name: layer for name, layer in wanted.items() if name not in reasons}
+        for name, reason in reasons.items():
+            print(f"mask_search: {grain} leaves {name} dense: {reason}", flush=True)
+            left.setdefault(name, []).append(f"{grain}: {reason}")
+    return fitting, {name: "; ".join(reasons) for name, reasons in left.items()}
 
 
-def predict(kept: dict[str, dict[str, float]], costs: list[LayerCost], profile: Path,
-            params: Params) -> dict[str, dict[str, float]]:
+def budget_of(options: Iterable[Option], model: CostModel, params: Params) -> float:
+    """unit_share of what the layers cost that units are made and read in."""
+    units = [option for option in options if option.grain == "unit"]
+    within = model.dense({layer for option in units for layer in option.layers})
+    budget, most = params.unit_share * within, ceiling(units)
+    if budget > most * (1 + TOLERANCE):
+        nearest = floor(1e4 * most / within + TOLERANCE) / 1e4
+        raise ValueError(f"mask_search.unit_share: {params.unit_share} is out of reach for target {params.goal.target}; the "
+                         f"nearest feasible is {nearest}, with densities {list(params.densities)}")
+    return budget
+
+
+def sensitivity_table(errors: Errors, blocks: Mapping[tuple[str, ...], str]) -> dict[str, dict]:
+    """Block or layer -> grain -> density -> error. blocks: layers -> the block whose units they make and read."""
+    table: dict[str, dict] = {}
+    for (layers, grain), row in errors.items():
+        place = blocks[layers] if grain == "unit" else layers[0]
+        table.setdefault(place, {})[grain] = {f"{density:g}": error for density, error in row.items()}
+    return table
+
+
+def predict(kept: dict[str, dict[str, float]], models: dict[str, CostModel]) -> dict[str, dict[str, float]]:
     """Grain -> target -> cost against dense."""
-    table = load_layers(profile)
-    return {grain: {"latency": latency_share(table, shares, grain, params.backend, params.batch),
-                    "bitops": macs_share(costs, shares), "size": size_share(costs, shares, grain)}
-            for grain, shares in kept.items()}
+    return {grain: {target: model.share(shares, grain) for target, model in models.items()} for grain, shares in kept.items()}
 
 
 def decide(predicted: dict[str, dict[str, float]], params: Params) -> dict:

@@ -1,10 +1,10 @@
-"""The choice between grains, on costs worked out by hand."""
+"""What pruning saves on each target, and the choice between grains, on costs worked out by hand."""
 
 import pytest
 
 from tasks.core.cost import LayerCost
-from tasks.core.latency import load_layers
-from tasks.mask_search.choose import choose, latency_share, macs_share, size_share
+from tasks.core.latency import additive_latency, load_layers
+from tasks.mask_search.choose import choose, cost_models, latency_model, macs_model, storage_model
 
 COSTS = [LayerCost("a", "linear", 600, 60, None), LayerCost("b", "linear", 300, 30, None),
          LayerCost("b.qk", "attention_product", 100, 0, None)]
@@ -14,26 +14,52 @@ a,linear,openvino,fp32,unit,0.5,8,33
 a,linear,openvino,fp32,2:4,0.5,8,54
 a,linear,openvino,bf16,dense,1.0,8,20
 b,linear,openvino,fp32,dense,1.0,8,30
+b,linear,openvino,fp32,2:4,0.5,8,36
 b,linear,eager,fp32,dense,1.0,8,90
 """
 MODEL = "backend,precision,batch,time_us\nopenvino,fp32,8,120\nopenvino,bf16,8,50\n"
 
 
-def test_shares_by_hand():
-    assert macs_share(COSTS, {"a": 0.5}) == 0.7
-    assert size_share(COSTS, {"a": 0.5}, "unit") == pytest.approx(60 / 90)
-    assert size_share(COSTS, {"a": 0.5}, "2:4") == pytest.approx((60 * 0.625 + 30) / 90)  # 1 bit of mask per 8-bit weight
-
-
-def test_latency_is_the_profiles_for_each_grain(tmp_path):
+@pytest.fixture
+def table(tmp_path):
     (tmp_path / "layers.csv").write_text(LAYERS)
     (tmp_path / "model.csv").write_text(MODEL)
-    table = load_layers(tmp_path)
-    assert latency_share(table, {"a": 0.5}, "unit", "openvino", 8) == pytest.approx(1 - (60 - 33) / 120)
-    assert latency_share(table, {"a": 0.75}, "unit", "openvino", 8) == pytest.approx(1 - (60 - 33) / 2 / 120)
-    assert latency_share(table, {"a": 0.5}, "2:4", "openvino", 8) == pytest.approx(1 - (60 - 54) / 120)
+    return load_layers(tmp_path)
+
+
+def test_macs_by_hand():
+    model = macs_model(COSTS)
+    assert model.whole == 1000 and model.dense(["a", "b.qk"]) == 700
+    assert model.saved(["b", "b.qk"], "unit", 0.25) == 300  # heads take their share of the products along
+    assert model.share({"a": 0.5, "a_norm": 0.5}, "2:4") == 0.7  # a norm is not counted
+
+
+def test_bits_by_hand():
+    model = storage_model(COSTS)
+    assert model.whole == 720 and model.saved(["a", "b"], "2:4", 1.0) == 0
+    assert model.share({"a": 0.5}, "unit") == pytest.approx(60 / 90)
+    for grain in ("2:4", "vector"):  # 1 bit of mask for each 8-bit weight
+        assert model.share({"a": 0.5}, grain) == pytest.approx((60 * 0.625 + 30) / 90)
+
+
+def test_latency_is_the_profiles_for_each_grain(table):
+    model = latency_model(table, "openvino", 8)
+    assert model.whole == 120 and model.dense(["a", "b"]) == 90
+    assert model.share({"a": 0.5}, "unit") == pytest.approx(1 - (60 - 33) / 120)
+    assert model.share({"a": 0.75}, "unit") == pytest.approx(1 - (60 - 33) / 2 / 120)
+    assert model.share({"a": 0.5, "b": 0.5}, "2:4") == pytest.approx(1 - (60 - 54 + 30 - 36) / 120)
+    assert model.saved(["a"], "1:4", 0.25) == model.saved(["b"], "unit", 0.5) == model.saved(["b.qk"], "unit", 0.5) == 0
+
+
+@pytest.mark.parametrize("grain, kept", [("unit", {"a": 0.6, "b": 0.5}), ("2:4", {"a": 0.5, "b": 0.5}), ("unit", {})])
+def test_shares_of_time_are_those_of_the_additive_model(table, grain, kept):
+    theirs = additive_latency(table, {}, kept, "openvino", 8, grain) / additive_latency(table, {}, {}, "openvino", 8)
+    assert latency_model(table, "openvino", 8).share(kept, grain) == pytest.approx(theirs)
+
+
+def test_a_batch_that_was_not_timed_is_named(table):
     with pytest.raises(ValueError, match="nothing for backend openvino at batch 1"):
-        latency_share(table, {"a": 0.5}, "unit", "openvino", 1)
+        cost_models(COSTS, table, "openvino", 1)
 
 
 def test_the_least_cost_on_the_target_is_chosen():

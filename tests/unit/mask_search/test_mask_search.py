@@ -1,6 +1,5 @@
 """N:M and unit masks: by hand, by properties, and against torch.ao.pruning."""
 
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 
-from tasks.core.cost import LayerCost
 from tasks.core.denoiser import build
 from tasks.core.sparsity import kept_shares, layer_density, nm_mask, parse_pattern
 from tasks.mask_search import sensitivity
@@ -175,15 +173,10 @@ def test_kept_shares_of_heads_include_the_products():
         ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.qk", "attn.av"], 0.75)
 
 
-def test_densities_that_keep_the_same_heads_are_measured_once(monkeypatch):
-    measured = []
-    monkeypatch.setattr(sensitivity, "masked_error", lambda _, masks, *rest: measured.append(masks) or float(len(measured)))
-    errors = sensitivity.unit_errors(SimpleNamespace(model=OneAttention()), [0.9, 0.2, 0.3, 0.5], 1, None, None)
-    assert errors == {"attn": {0.2: 1.0, 0.3: 1.0, 0.5: 2.0, 0.9: 0.0}} and len(measured) == 2
-
-
-def test_macs_of_an_attention_are_all_proportional_to_its_heads():
+def test_densities_that_keep_the_same_heads_are_one_cut_of_all_that_is_proportional_to_them():
     [units] = hidden_units(OneAttention())
-    parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.qk", "attn.av", "attn.to_out.0", "elsewhere")
-    costs = [LayerCost(part, "", 10 ** i, 0, None) for i, part in enumerate(parts)]
-    assert sensitivity.block_macs(units, costs) == 111_111
+    parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.qk", "attn.av")
+    layers = sensitivity.unit_layers(units, {*parts, "elsewhere"})
+    assert layers == parts
+    cuts = sensitivity.unit_cuts({layers: units}, [0.9, 0.2, 0.3, 0.5], 1)
+    assert [(cut.layers, cut.density) for cut in cuts] == [(parts, 0.25), (parts, 0.5)]

@@ -14,11 +14,16 @@ from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import Denoiser, build, load, save
 from tasks.core.params import Goal
 from tasks.mask_search import stage
-from tasks.runtime.masks import shrink_units
+from tasks.runtime.masks import hidden_units, shrink_units
 
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=0.1, max_size=1000)
-PARAMS = stage.Params(cover=("*.attn1.*", "*.ff.*", "*_blocks.*", "mid_block.*"), densities=(0.25, 0.5), unit_share=0.5,
-                      unit_multiple=8, images=8, min_gain=0.02, backend="openvino", batch=8, seed=0, goal=GOAL)
+PARAMS = stage.Params(cover=("*.attn1.*", "*.ff.*", "*_blocks.*", "mid_block.*"), densities=(0.25, 0.5), grains=("2:4",),
+                      grain_densities=(0.5,), unit_share=0.4, unit_multiple=8, images=8, min_gain=0.02, backend="openvino",
+                      batch=8, seed=0, goal=GOAL)
+# Time of a pruned layer over its dense time, of layer after layer in turn. cpu: the spread of a real profile's rows, whose
+# kernels compute the zeros of 2:4; gpu: semi-structured kernels, units as on the cpu.
+CPU = {("unit", 0.5): (0.5, 0.55), ("unit", 0.25): (0.25, 0.3), ("2:4", 0.5): (1.03, 0.94, 1.08, 1.0)}
+GPU = CPU | {("2:4", 0.5): (0.55, 0.6, 0.58)}
 
 
 def tiny(kind: str) -> Denoiser:
@@ -34,7 +39,7 @@ def tiny(kind: str) -> Denoiser:
         "up_block_types": ["UpBlock2D", "UpBlock2D"]}, {"num_train_timesteps": 50})
 
 
-def artifacts(folder: Path, denoiser: Denoiser) -> Inputs:
+def artifacts(folder: Path, denoiser: Denoiser, machine: dict = CPU) -> Inputs:
     folders = {name: folder / name for name in stage.INPUTS}
     for path in folders.values():
         path.mkdir(parents=True)
@@ -43,12 +48,20 @@ def artifacts(folder: Path, denoiser: Denoiser) -> Inputs:
     np.save(folders["pretrain_load"] / "bank.npy", rng.integers(0, 256, (16, 1, 8, 8), dtype=np.uint8))
     if denoiser.num_classes:
         np.save(folders["pretrain_load"] / "bank_labels.npy", np.arange(16) % 3)
-    rows = ["layer,kind,backend,precision,grain,density,batch,time_us"]
-    rows += [f"{name},linear,openvino,fp32,{grain},8,{time}" for name in denoiser.prunable_layers()
-             for grain, time in (("dense,1.0", 10), ("unit,0.5", 5), ("2:4,0.5", 10))]
-    (folders["profile"] / "layers.csv").write_text("\n".join(rows))
-    (folders["profile"] / "model.csv").write_text("backend,precision,batch,time_us\nopenvino,fp32,8,500\n")
+    write_profile(folders["profile"], denoiser, machine)
     return Inputs(folders, key="k" * 16)
+
+
+def write_profile(folder: Path, denoiser: Denoiser, machine: dict) -> None:
+    """A layer takes as many microseconds as it has weights, the rest of the model 1000."""
+    times = {name: layer.weight.numel() for name, layer in denoiser.prunable_layers().items()}
+    rows = ["layer,kind,backend,precision,grain,density,batch,time_us"]
+    for i, (name, time) in enumerate(times.items()):
+        factors = {("dense", 1.0): (1.0,), **machine}
+        rows += [f"{name},linear,openvino,fp32,{grain},{density},8,{time * turns[i % len(turns)]}"
+                 for (grain, density), turns in factors.items()]
+    (folder / "layers.csv").write_text("\n".join(rows))
+    (folder / "model.csv").write_text(f"backend,precision,batch,time_us\nopenvino,fp32,8,{1000 + sum(times.values())}\n")
 
 
 @pytest.mark.parametrize("kind", ["dit", "unet"])
@@ -63,7 +76,10 @@ def test_run_writes_masks_that_fit_and_a_choice(kind, tmp_path, capsys):
         assert mask.shape == parameters[name.partition("/")[2]].shape and mask.dtype == torch.uint8
     assert report["2:4"]["density"] == 0.5
     assert all(0 < report[grain]["error"] < 2 and 0.3 < report[grain]["macs_share"] < 1 for grain in ("2:4", "unit"))
-    assert all(set(row) == {"0.25", "0.5"} for row in report["sensitivity"].values())
+    blocks = [units.block for units in hidden_units(model)]
+    assert all(set(report["sensitivity"][block]["unit"]) <= {"0.25", "0.333333", "0.5"} for block in blocks)
+    assert {layer for layer, row in report["sensitivity"].items() if "2:4" in row} == {
+        name.removeprefix("2:4/").removesuffix(".weight") for name in masks if name.startswith("2:4/")}
     unit = {name.removeprefix("unit/"): mask.bool() for name, mask in masks.items() if name.startswith("unit/")}
     assert shrink_units(model, unit)
     choice = json.loads((tmp_path / "choice.json").read_text())
@@ -75,6 +91,7 @@ def test_run_writes_masks_that_fit_and_a_choice(kind, tmp_path, capsys):
     if kind == "unet":  # six channels are no multiple of four
         assert "2:4 leaves down_blocks.0.resnets.0.conv1 dense: 6 inputs are no multiple of 4" in said
         assert report["left_dense"]["conv_in"] == "not in mask_search.cover"
+        assert report["left_dense"]["down_blocks.0.resnets.0.conv1"] == "2:4: 6 inputs are no multiple of 4"
 
 
 def test_same_inputs_same_bytes(tmp_path):
@@ -86,8 +103,73 @@ def test_same_inputs_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def choice_of(machine: dict, tmp_path: Path, kind: str = "dit", **changes) -> dict:
+    stage.run(replace(PARAMS, **changes), artifacts(tmp_path, tiny(kind), machine), tmp_path)
+    return json.loads((tmp_path / "choice.json").read_text())
+
+
+def grains_of(plan: dict) -> set[str]:
+    return {cut["grain"] for cut in plan["layers"].values()}
+
+
+def test_with_this_cpus_times_units_pay_and_two_four_does_not(tmp_path):
+    choice = choice_of(CPU, tmp_path)
+    assert choice["chosen"] == "unit" and choice["predicted"]["2:4"]["latency"] == pytest.approx(1, abs=0.02)
+    assert choice["plans"]["mixed"] == choice["plans"]["unit"] and grains_of(choice["plans"]["uniform"]) == {"unit"}
+
+
+def test_with_semi_structured_kernels_two_four_pays(tmp_path):
+    choice = choice_of(GPU, tmp_path)
+    plans = choice["plans"]
+    assert choice["chosen"] == "2:4"
+    assert grains_of(plans["mixed"]) == {"2:4"} and grains_of(plans["unit"]) == {"unit"}
+    assert plans["mixed"]["error"]["predicted"] < plans["unit"]["error"]["predicted"]
+    assert plans["mixed"]["error"]["measured"] < plans["unit"]["error"]["measured"]
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+@pytest.mark.parametrize("target", ["bitops", "size", "latency"])
+def test_every_plan_keeps_the_one_budget(kind, target, tmp_path):
+    choice = choice_of(CPU, tmp_path, kind, goal=replace(GOAL, target=target), grains=("2:4", "fine", "kernel"))
+    budget, plans = choice["budget"], choice["plans"]
+    assert budget["target"] == target and set(plans) == {"unit", "unit_uniform", "mixed", "uniform"}
+    for plan in plans.values():
+        assert plan["saved"] >= budget["saved"] * (1 - 1e-6)
+        assert plan["cost"] == pytest.approx(1 - plan["saved"] / budget["dense"])
+        assert plan["error"]["measured"] > 0 and plan["error"]["predicted"] > 0
+    assert plans["mixed"]["error"]["predicted"] <= plans["unit"]["error"]["predicted"]
+    assert choice["predicted"]["unit"][target] == pytest.approx(plans["unit"]["cost"])  # counted from the masks themselves
+
+
+def test_a_budget_out_of_reach_names_the_nearest(tmp_path):
+    slow = CPU | {("unit", 0.5): (0.9,), ("unit", 0.25): (0.8,)}
+    with pytest.raises(ValueError, match=r"^mask_search.unit_share: 0.4 is out of reach for target latency; the nearest "
+                                         r"feasible is 0.1666, with densities \[0.25, 0.5\]$"):
+        choice_of(slow, tmp_path)
+    assert choice_of(slow, tmp_path / "again", unit_share=0.16)["plans"]["unit"]["saved"] > 0
+
+
+def test_a_grain_that_does_not_divide_a_layer_says_so(tmp_path, capsys):
+    choice_of(CPU, tmp_path, "unet", grains=("kernel",))
+    said = capsys.readouterr().out
+    assert ("mask_search: kernel leaves up_blocks.0.resnets.1.conv_shortcut dense: a weight of (16, 22, 1, 1) is not divided "
+            "by grains of (8, 8, 1, 1)") in said
+    assert "kernel leaves up_blocks.0.resnets.1.conv1 " not in said  # 3 x 3: a kernel is a grain
+
+
 def test_params_name_key_value_and_bound():
     with pytest.raises(ValueError, match=r"mask_search.densities: 1.5 is not between 0.01 and 0.99"):
         replace(PARAMS, densities=(1.5,))
-    with pytest.raises(ValueError, match=r"unit_share: 0.8 is more than densities \[0.25, 0.5\] remove"):
+    with pytest.raises(ValueError, match=r"unit_share: 0.8 is more than densities \[0.25, 0.5\] remove, 0.75 at most"):
         replace(PARAMS, unit_share=0.8)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"grains": ("2:4", "kernels")}, r"mask_search.grains: 'kernels' is not one of .*did you mean kernel"),
+    ({"grains": ("4:4",)}, r"mask_search.grains: 4:4 keeps every weight; the densest that prunes is 3:4"),
+    ({"grains": ("4:2",)}, r"grain '4:2' is not N:M with 0 < N <= M"),
+    ({"densities": ()}, "mask_search.densities: empty"),
+    ({"grain_densities": (0.0,)}, "mask_search.grain_densities: 0.0 is not between 0.01 and 0.99")])
+def test_grains_and_densities_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PARAMS, **changes)
