@@ -1,0 +1,59 @@
+"""The arms of the study: which weights go, and how the rest is trained. Tables of arguments, no code of their own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tasks.core.sparsity import GRAINS
+
+EQUAL_STEPS = 2000  # of every arm of the baselines: past the plateau test of `compare.plateau`
+SHORT_STEPS = 500   # of every arm of Mao's study
+BATCH = 64
+COMMON = {"batch": BATCH, "accumulate": 1, "lr": 3e-4, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999, "sr_ste": 2e-4,
+          "decay": "gradient", "prune_at": (0.25,), "freeze_at": 1.0, "precondition": 0.0, "lam": 1.0, "features": 0.0,
+          "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
+
+DENSITIES = (0.75, 0.5, 0.25)
+PATTERNS = {0.25: "1:4", 0.5: "2:4", 0.75: "3:4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """name: unique. grain: one of `tasks.core.sparsity`, None: nothing is pruned. method: of `tasks.distill.train`, None: the
+    masks alone. settings: what differs from COMMON."""
+
+    name: str
+    grain: str | None = "2:4"
+    density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
+    allocation: str = "uniform"      # of the density over blocks: uniform | searched
+    saliency: str = "magnitude"
+    method: str | None = "sr_ste"
+    steps: int = EQUAL_STEPS
+    settings: Mapping = field(default_factory=dict)
+    int8: bool = False               # judged in int8, too
+
+
+OURS = Arm(name="ours")
+
+BASELINES = (
+    Arm(name="dense", grain=None, method="dense"),
+    Arm(name="one_shot", method=None),
+    Arm(name="fixed", method="fixed"),
+    Arm(name="ste", method="ste"),
+    Arm(name="sr_ste"),
+    Arm(name="progressive", method="progressive"),
+    Arm(name="data_free", settings={"bank_share": 1.0}),
+    OURS,
+)
+FINALISTS = ("dense", "sr_ste", "ours")  # three seeds each
+HALF = tuple(replace(arm, name=f"{arm.name}_half", steps=EQUAL_STEPS // 2) for arm in BASELINES
+             if arm.name in ("dense", "ours"))  # the plateau test: what the second half of the steps still brings
+UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, method="fixed")
+              for allocation in ("uniform", "searched"))
+
+
+
+# Grains x densities, each trained as long under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8.
+MAO = (Arm(name="dense", grain=None, method="dense", steps=SHORT_STEPS, int8=True),
+       *(Arm(name=f"{grain.replace(':', '_of_')}_{round(100 * density)}", grain=grain, density=density, method="fixed",
+             steps=SHORT_STEPS, int8=True)
+         for density in DENSITIES for grain in (PATTERNS[density], *GRAINS, "unit")))

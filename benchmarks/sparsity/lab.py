@@ -1,0 +1,104 @@
+"""What all arms of the study share: data, feature net, a teacher and its own samples. Made once, kept below runs/sparsity."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks.core import denoiser as denoisers
+from tasks.core.artifacts import Inputs, Report, digest
+from tasks.core.calibration import Calibration, noised
+from tasks.core.denoiser import Denoiser
+from tasks.core.params import read_params, stage_params
+from tasks.core.progress import track
+from tasks.core.quality import features
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import labels_for, sample_in_chunks, spaced_timesteps
+from tasks.data import stage as data_stage
+from tasks.data.features import load_feature_net, load_labels, load_reference
+from tasks.distill.images import Images
+from tasks.distill.stage import pool, read_images
+from tasks.fid.measure import Judge
+from tasks.pretrain_load import stage as pretrain_stage
+from tasks.runtime.graph import live_graph
+
+BANK = 5000         # samples of the teacher's own, for training without data
+HELD = 1000         # holdout images on which predictions are compared
+CALIBRATION = 512   # samples of the teacher's own, for saliency and sensitivity
+BOTH = 0.5          # any share between 0 and 1 reads both kinds of images; the arms say how they are mixed
+BATCH = 100         # images of a network evaluation while sampling
+NOISE = 31_337      # seed of the noise of what is judged: the same for every arm, so arms are compared in pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    name: str
+    folder: Path
+    teacher: Denoiser
+    images: Images             # real ones and the teacher's own
+    held: Calibration          # holdout images, noised
+    calibration: Calibration   # of the teacher's own samples, noised
+    judge: Judge
+
+    def strata(self, n: int) -> np.ndarray | None:
+        """Labels (n,) of samples 0 .. n - 1; None from a teacher without classes."""
+        labels = labels_for(range(n), self.teacher.num_classes)
+        return None if labels is None else labels.numpy()
+
+
+def open_lab(name: str, work: Path) -> Lab:
+    """name: of a shipped teacher, a folder in tasks/pretrain_load/teachers."""
+    params = read_params(scale="full")
+    data = made(work / "data", lambda out: data_stage.run(stage_params(data_stage, params), Inputs({}, "data"), out))
+    how = dataclasses.replace(stage_params(pretrain_stage, params), source="folder", path=str(pretrain_stage.TEACHERS / name),
+                              bank=BANK)
+    folder = work / name
+    inputs = Inputs({"data": data}, digest([name, BANK]))
+    inputs.folders["pretrain_load"] = made(folder / "teacher", lambda out: pretrain_stage.run(how, inputs, out))
+    teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
+    labelled = teacher.num_classes > 0
+    held, bank = (noised(teacher.schedule, *read_images(inputs[stage], part, labelled), n, torch.Generator().manual_seed(0))
+                  for stage, part, n in (("data", "holdout", HELD), ("pretrain_load", "bank", CALIBRATION)))
+    judge = Judge.of(load_feature_net(data, "report"), np.load(data / "holdout.npy"), load_labels(data, "holdout"),
+                     load_reference(data, "report"))
+    return Lab(name=name, folder=folder, teacher=teacher, images=pool(teacher, inputs, BOTH), held=held, calibration=bank,
+               judge=judge)
+
+
+def made(folder: Path, make: Callable[[Path], Report]) -> Path:
+    """The folder, made if it is not there; what a kill left half made is thrown away."""
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        partial.rename(folder)
+    return folder
+
+
+def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, label: str) -> np.ndarray:
+    """(n, 64) of the report net, of samples 0 .. n - 1 through OpenVINO. denoiser: with the recipe's precision live."""
+    chunks = sample_in_chunks(live_graph(denoiser, recipe, BATCH), denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE,
+                              denoiser.num_classes, BATCH)
+    return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
+
+
+def kept_features(lab: Lab, name: str, draw: Callable[[], np.ndarray]) -> np.ndarray:
+    """draw(), kept under this name."""
+    path = lab.folder / "features" / f"{name}.npy"
+    if not path.exists():
+        found = draw()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, found)
+        partial.rename(path)
+    return np.load(path)
+
+
+def uniform(lab: Lab, steps: int) -> Recipe:
+    """DDIM on a uniform list."""
+    return Recipe(timesteps=spaced_timesteps(lab.teacher.schedule, steps))

@@ -1,0 +1,138 @@
+"""One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.sparsity.arms import COMMON, Arm
+from benchmarks.sparsity.lab import NOISE, Lab, kept_features, sample_features, uniform
+from tasks.core import quality
+from tasks.core.calibration import predictions, relative_error
+from tasks.core.checkpoint import Checkpoint
+from tasks.core.cost import layer_costs
+from tasks.core.denoiser import Denoiser
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, labels_for, network, trajectory
+from tasks.core.sparsity import grain_mask, kept_shares
+from tasks.distill.settings import Settings
+from tasks.distill.train import Student, train
+from tasks.mask_search.masks import unit_masks
+from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
+from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
+
+STEPS = 20               # DDIM on a uniform list: what the arms are sampled with
+UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
+UNIT_SAMPLES = 2000      # on which it is measured
+CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
+
+
+# ---- masks ----
+
+def masks_of(arm: Arm, lab: Lab) -> dict[str, Tensor]:
+    """Of the teacher's weights, by parameter name; what the grain does not divide stays dense and is named."""
+    if arm.grain is None:
+        return {}
+    if arm.grain == "unit":
+        return unit_masks(lab.teacher.model, {units.block: arm.density for units in hidden_units(lab.teacher.model)})
+    masks = {}
+    for name, layer in lab.teacher.prunable_layers().items():
+        try:
+            masks[f"{name}.weight"] = grain_mask(layer.weight.detach().abs(), arm.grain, arm.density)
+        except ValueError as error:
+            print(f"{lab.name} {arm.name}: {name} stays dense: {error}", flush=True)
+    return masks
+
+
+# ---- training ----
+
+def student_of(arm: Arm, lab: Lab, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """-> state_dict in dense shapes, frozen masks, numbers of the training. Trained once, then read from the work folder."""
+    folder = lab.folder / "students" / f"{arm.name}-{seed}"
+    if not folder.exists():
+        found = trained(arm, lab, seed)
+        partial = folder.with_suffix(".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        save_file(found.weights, partial / "weights.safetensors")
+        save_file({name: mask.to(torch.uint8) for name, mask in found.masks.items()}, partial / "masks.safetensors")
+        curve = torch.tensor(found.curve or [(0, 0.0, 0.0)], dtype=torch.float64)
+        save_file({"curve": curve}, partial / "curve.safetensors")
+        partial.rename(folder)
+    masks = {name: mask.bool() for name, mask in load_file(folder / "masks.safetensors").items()}
+    loss, flips = load_file(folder / "curve.safetensors")["curve"][-1, 1:].tolist()
+    return load_file(folder / "weights.safetensors"), masks, {"loss_last": loss, "flip_rate_last": flips}
+
+
+def trained(arm: Arm, lab: Lab, seed: int) -> Student:
+    steps = 0 if arm.method is None else arm.steps
+    dropout = {} if lab.teacher.architecture == "dit" else {"label_dropout": 0.0}  # UNet2DModel has no null label
+    settings = Settings(**{**COMMON, **dropout, **arm.settings, "steps": steps, "seed": seed})
+    checkpoint = Checkpoint(lab.folder / "checkpoints", f"{arm.name}-{seed}")
+    student = train(lab.teacher, masks_of(arm, lab), arm.grain or "fine", arm.method or "fixed", lab.images, settings,
+                    checkpoint, f"{lab.name} {arm.name} seed {seed}")
+    checkpoint.clear()
+    return student
+
+
+def network_of(lab: Lab, arm: Arm, weights: dict[str, Tensor], masks: dict[str, Tensor]) -> Denoiser:
+    """The student as it would ship: units are cut out of its shapes."""
+    model = copy.deepcopy(lab.teacher.model)
+    model.load_state_dict(weights)
+    if arm.grain == "unit":
+        shrink_units(model, masks)
+    elif masks:
+        apply_masks(model, masks)
+    return Denoiser(model.eval().requires_grad_(False), lab.teacher.schedule)
+
+
+# ---- numbers ----
+
+def measure(arm: Arm, lab: Lab, seed: int, samples: int) -> dict[str, float]:
+    """Everything about one arm but its comparison with others."""
+    weights, masks, numbers = student_of(arm, lab, seed)
+    student, recipe = network_of(lab, arm, weights, masks), uniform(lab, STEPS)
+    reference = predictions(lab.teacher, lab.held)
+    numbers |= {"prediction_error": relative_error(predictions(student, lab.held), reference)}
+    numbers |= costs(lab, arm, masks)
+    numbers |= judged(lab, f"{arm.name}-{seed}", student, recipe, samples)
+    if arm.int8:
+        quantise(student, recipe, lab)
+        recipe = replace(recipe, precision=live_precision(student.model))
+        quantised = judged(lab, f"{arm.name}-{seed}-int8", student, recipe, samples)
+        numbers |= {f"{name}_int8": value for name, value in quantised.items()}
+    return numbers
+
+
+def costs(lab: Lab, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
+    """Shares of the dense model's MACs, attention products and dense layers counted, and of its layers' weights."""
+    kept, layers = kept_shares(lab.teacher.model, arm.grain, masks) if masks else {}, layer_costs(lab.teacher)
+    return {share: sum(getattr(c, counted) * kept.get(c.name, 1.0) for c in layers) / sum(getattr(c, counted) for c in layers)
+            for share, counted in (("macs_share", "macs"), ("weights_share", "weights"))}
+
+
+def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int) -> dict[str, float]:
+    """FID of `samples` samples on the report net, and fidelity to the dense teacher at the same steps."""
+    found = kept_features(lab, f"{name}-{samples}", lambda: sample_features(lab, student, recipe, samples, name))
+    dense = teacher_features(lab, STEPS, samples)
+    unit = quality.paired_distance(*(teacher_features(lab, steps, UNIT_SAMPLES) for steps in UNIT))
+    return {quality.fid_name(samples): quality.fid(found, lab.judge.reference),
+            "fidelity": quality.paired_distance(found, dense) / unit}
+
+
+def teacher_features(lab: Lab, steps: int, samples: int) -> np.ndarray:
+    name = f"teacher-{steps}-{samples}"
+    return kept_features(lab, name, lambda: sample_features(lab, lab.teacher, uniform(lab, steps), samples,
+                                                            f"{lab.name} {name}"))
+
+
+def quantise(student: Denoiser, recipe: Recipe, lab: Lab) -> None:
+    """Every Linear and Conv2d to int8, with activation ranges along the student's own trajectories."""
+    indices = range(CALIBRATION_IMAGES)
+    noise, labels = initial_noise(student.sample_shape, indices, NOISE + 1), labels_for(indices, student.num_classes)
+    states = trajectory(network(student), student.schedule, recipe, noise, labels)
+    batches = [(x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states]
+    ranges = calibrate_ranges(student.model, batches)
+    apply_precision(student.model, dict.fromkeys(ranges, "w8a8"), ranges)
