@@ -29,16 +29,17 @@ def test_masks_cover_what_the_pipeline_covers_and_more():
     assert step_cost.two_four(teacher).keys() > masks_of(teacher, "2:4").keys()
 
 
-def test_rows_of_other_metrics_stay(tmp_path):
+def test_rows_of_other_metrics_and_teachers_stay(tmp_path):
     results = tmp_path / "results.csv"
 
-    def row(metric, value):
-        return dict(zip(step_cost.COLUMNS, ("t", "v", 0, metric, value, "p"), strict=True))
+    def row(teacher, metric, value):
+        return dict(zip(step_cost.COLUMNS, (teacher, "v", 0, metric, value, "p"), strict=True))
 
-    step_cost.write([row("fid_1k", 5), row("step_ms", 1)], results)
-    step_cost.write([row("step_ms", 2)], results)
+    step_cost.write([row("a", "fid_1k", 5), row("a", "step_ms", 1), row("b", "step_ms", 3)], results)
+    step_cost.write([row("a", "step_ms", 2)], results)
     rows = list(csv.DictReader(results.read_text().splitlines()))
-    assert [(row["metric"], row["value"]) for row in rows] == [("fid_1k", "5"), ("step_ms", "2")]
+    assert [(row["teacher"], row["metric"], row["value"]) for row in rows] == [
+        ("a", "fid_1k", "5"), ("b", "step_ms", "3"), ("a", "step_ms", "2")]
 
 
 def test_it_reads_the_pipelines_own_settings():
