@@ -106,11 +106,12 @@ def study(names: Iterable[str], repeats: int) -> list[dict]:
 
 
 def write(rows: list[dict], results: Path = RESULTS) -> None:
-    """Whole or not at all; rows of other metrics stay."""
-    kept = []
+    """Whole or not at all; rows of other metrics and teachers stay."""
+    kept, teachers = [], {row["teacher"] for row in rows}
     if results.exists():
         with results.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if not row["metric"].startswith("step_")]
+            kept = [row for row in csv.DictReader(file)
+                    if not row["metric"].startswith("step_") or row["teacher"] not in teachers]
     partial = results.with_suffix(".partial")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
