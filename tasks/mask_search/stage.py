@@ -14,7 +14,7 @@ gradients; permutation of channels before 2:4.
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import floor, lcm
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ from tasks.mask_search.sensitivity import (
     unit_cuts,
     unit_layers,
 )
-from tasks.runtime.masks import hidden_units
+from tasks.runtime.masks import HiddenUnits, hidden_units
 
 INPUTS = ("pretrain_load", "profile")
 TARGETS = ("latency", "bitops", "size")
@@ -109,6 +109,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
     tried = {"unit": params.densities, **dict.fromkeys(params.grains, params.grain_densities)}
     cuts = [cut for grain, densities in tried.items() for cut in cuts_of(grain, densities)]
+    left_dense |= whole_blocks(blocks, cuts, params.unit_multiple)
     errors = cut_errors(teacher, cuts, calibration, reference)
 
     model = models[params.goal.target]
@@ -158,8 +159,18 @@ def fitting_layers(teacher: Denoiser, cover: tuple[str, ...],
     return fitting, {name: "; ".join(reasons) for name, reasons in left.items()}
 
 
+def whole_blocks(blocks: Mapping[tuple[str, ...], HiddenUnits], cuts: Iterable[Cut], multiple: int) -> dict[str, str]:
+    """Block -> why no density takes units of it; said aloud."""
+    cut = {cut.layers for cut in cuts if cut.grain == "unit"}
+    found = {units.block: f"no density takes any of {units.count} units, {lcm(units.granule, multiple)} at a time"
+             for layers, units in blocks.items() if layers not in cut}
+    for block, reason in found.items():
+        print(f"mask_search: unit leaves {block} dense: {reason}", flush=True)
+    return found
+
+
 def budget_of(options: Iterable[Option], model: CostModel, params: Params) -> float:
-    """unit_share of what the layers cost that units are made and read in."""
+    """unit_share of what the layers cost that make and read units which can go. Raises ValueError with the nearest feasible."""
     units = [option for option in options if option.grain == "unit"]
     within = model.dense({layer for option in units for layer in option.layers})
     budget, most = params.unit_share * within, ceiling(units)

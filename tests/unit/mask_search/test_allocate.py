@@ -64,7 +64,7 @@ def test_least_error_of_all_subsets(offered, share):
 def test_by_hand_uniform_is_the_highest_density_that_saves_enough():
     def offer(density):
         return [Option((layer,), "fine", density, 0.0, 100 * (1 - density)) for layer in "ab"]
-    assert uniform(offer, 60, lowest=0.25) == offer(0.7)
+    assert uniform(offer, 58, lowest=0.25) == offer(0.71)
     assert uniform(offer, 150, lowest=0.25) == offer(0.25)
     assert uniform(offer, 151, lowest=0.25) is None
     assert uniform(offer, 149.5, lowest=0.255) is None

@@ -149,6 +149,14 @@ def test_a_budget_out_of_reach_names_the_nearest(tmp_path):
     assert choice_of(slow, tmp_path / "again", unit_share=0.16)["plans"]["unit"]["saved"] > 0
 
 
+def test_a_block_that_no_density_cuts_says_so(tmp_path, capsys):
+    choice = choice_of(CPU, tmp_path, "unet", densities=(0.5, 0.75), unit_multiple=16, unit_share=0.1)
+    said = capsys.readouterr().out
+    assert "mask_search: unit leaves down_blocks.1.resnets.0 dense: no density takes any of 16 units, 16 at a time" in said
+    assert "unit leaves down_blocks.0.resnets.0 " not in said  # of 6 channels: 16 does not divide them, a group is 3
+    assert {layer.rpartition(".resnets")[0] for layer in choice["plans"]["unit"]["layers"]} <= {"down_blocks.0", "up_blocks.1"}
+
+
 def test_a_grain_that_does_not_divide_a_layer_says_so(tmp_path, capsys):
     choice_of(CPU, tmp_path, "unet", grains=("kernel",))
     said = capsys.readouterr().out
