@@ -1,7 +1,7 @@
 """Train the masked students from the dense teacher, one per grain, with one loop.
 
 Reads: data (train.npy, train_labels.npy unless bank_share is 1; holdout.npy, holdout_labels.npy), pretrain_load (teacher/,
-bank.npy, bank_labels.npy), mask_search (masks.safetensors).
+bank.npy, bank_labels.npy), mask_search (masks.safetensors, weights.safetensors).
 Writes: student_<grain>.safetensors (EMA weights in dense shape, masks applied), masks_<grain>.safetensors (uint8, frozen),
 curve.csv (grain, step, loss, flip_rate); <grain> is 2_4 or unit. Report, per grain: error to the teacher's predictions on the
 holdout before and after, kept share of the masked weights, MACs against dense, last flip rate and that of the freeze.
@@ -34,15 +34,18 @@ from tasks.runtime.masks import apply_masks, remove_masks
 
 INPUTS = ("data", "pretrain_load", "mask_search")
 GRAINS = ("2:4", "unit")
+STARTS = ("made_up", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Settings):
+    start: str    # made_up | teacher: the weights that training starts from
     method: str   # of tasks/distill/masking.py; students ship masks, so not `dense`
     holdout: int  # images on which predictions are compared with the teacher's
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("distill.start", self.start, STARTS)
         check_choice("distill.method", self.method, tuple(method for method in METHODS if method != "dense"))
         check_method(self.method, self)
         check_range("distill.holdout", self.holdout, 1, 10**6)
@@ -55,9 +58,11 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     settings = training_settings(params, teacher)
     rows, numbers = [], {}
     for grain in GRAINS:
-        masks, name = read_masks(inputs["mask_search"], grain), grain.replace(":", "_")
+        masks, name = read_tensors(inputs["mask_search"] / "masks.safetensors", grain), grain.replace(":", "_")
+        masks = {parameter: mask.bool() for parameter, mask in masks.items()}
+        start = read_tensors(inputs["mask_search"] / "weights.safetensors", grain) if params.start == "made_up" else {}
         student = train(teacher, masks, grain, params.method, images, settings, inputs.checkpoint(f"distill_{name}"),
-                        f"distill {grain}")
+                        f"distill {grain}", start)
         save_file(student.weights, out / f"student_{name}.safetensors")
         save_file({key: mask.to(torch.uint8) for key, mask in student.masks.items()}, out / f"masks_{name}.safetensors")
         rows += [(grain, *row) for row in student.curve]
@@ -67,13 +72,12 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     return Report(numbers)
 
 
-def read_masks(folder: Path, grain: str) -> dict[str, Tensor]:
-    """Parameter name -> bool mask, of one grain."""
-    path = folder / "masks.safetensors"
-    masks = {key.removeprefix(f"{grain}/"): mask.bool() for key, mask in load_file(path).items() if key.startswith(f"{grain}/")}
-    if not masks:
-        raise ValueError(f"{path}: holds no masks of grain {grain!r}")
-    return masks
+def read_tensors(path: Path, grain: str) -> dict[str, Tensor]:
+    """Parameter name -> tensor, of one grain of a file of mask_search."""
+    found = {key.removeprefix(f"{grain}/"): value for key, value in load_file(path).items() if key.startswith(f"{grain}/")}
+    if not found:
+        raise ValueError(f"{path}: holds nothing of grain {grain!r}")
+    return found
 
 
 def read_images(folder: Path, name: str, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:

@@ -14,6 +14,7 @@ SparseDM (arXiv 2404.10445) with SR-STE (arXiv 2102.04010). Where SparseDM's cod
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Transfer:
     """
 
     def __init__(self, teacher: Denoiser, masks: Mapping[str, Tensor], grain: str | Mapping[str, str], method: str,
-                 images: Images, settings: Settings):
+                 images: Images, settings: Settings, start: Mapping[str, Tensor] = MappingProxyType({})):
         check_method(method, settings)
         check_pool(images, settings.bank_share)
         self.teacher, self.method, self.images, self.settings = teacher, method, images, settings
@@ -68,6 +69,7 @@ class Transfer:
         self.given = {name: mask.to(self.device, torch.bool) for name, mask in masks.items()} if method != "dense" else {}
         self.targets = targets(self.given, grain)
         self.dense = copy.deepcopy(teacher.model).requires_grad_(True).eval()
+        self.dense.load_state_dict(start, strict=False)
         self.live = with_model(teacher, shared_copy(self.dense, self.given))
         self.ema = Ema(self.dense, settings.ema_decay)
         self.optimiser = torch.optim.AdamW(self.dense.parameters(), lr=settings.lr, weight_decay=settings.weight_decay,
@@ -186,13 +188,15 @@ def step_preconditioned(optimiser: torch.optim.AdamW, t: int, t0: int) -> None:
 
 
 def train(teacher: Denoiser, masks: Mapping[str, Tensor], grain: str | Mapping[str, str], method: str, images: Images,
-          settings: Settings, checkpoint: Checkpoint, label: str = "distill") -> Student:
+          settings: Settings, checkpoint: Checkpoint, label: str = "distill",
+          start: Mapping[str, Tensor] = MappingProxyType({})) -> Student:
     """Train a student that starts as the teacher under `masks`, on the device of the teacher, which stays as it is.
 
     masks: parameter name -> bool of its shape; they say how much of each parameter stays. grain: of all masks, or of each by
-    parameter name. method: one of METHODS, see tasks/distill/masking.py; `dense` ignores the masks.
+    parameter name. method: one of METHODS, see tasks/distill/masking.py; `dense` ignores the masks. start: parameters that
+    training starts from instead of the teacher's.
     The same arguments give the same student, to the bit, also when killed and resumed on the way.
     """
-    transfer = Transfer(teacher, masks, grain, method, images, settings)
+    transfer = Transfer(teacher, masks, grain, method, images, settings, start)
     curve = optimise(transfer.step, transfer.state, transfer.restore, settings.steps, checkpoint, label, settings.log_every)
     return transfer.student(curve)

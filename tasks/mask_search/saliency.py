@@ -5,7 +5,7 @@ weight as a matrix (out, columns) reads; a Conv2d's columns run over (in, kh, kw
 Left out: the mask that changes while columns are swept (SparseGPT's): masks here come from one look, by `grain_mask`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,13 @@ def reconstruct(weight: Tensor, mask: Tensor, statistics: Statistics) -> Tensor:
         made_up = torch.linalg.solve(hessian[kept][:, kept], hessian[kept][:, gone] @ rows[mine][:, gone].T)
         result[mine[:, None], kept] = rows[mine][:, kept] + made_up.T
     return result.to(weight.dtype).view(weight.shape)
+
+
+def made_up(model: nn.Module, masks: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, Tensor]:
+    """Parameter name -> `reconstruct`ed weight, of the masked layers that have statistics; a bias, or a norm, stays masked."""
+    layers = [name.removesuffix(".weight") for name, mask in masks.items() if name.endswith(".weight")]
+    return {f"{layer}.weight": reconstruct(model.get_parameter(f"{layer}.weight"), masks[f"{layer}.weight"], statistics[layer])
+            for layer in layers if layer in statistics}
 
 
 def input_statistics(denoiser: Denoiser, calibration: Calibration, layers: Iterable[str]) -> dict[str, Statistics]:

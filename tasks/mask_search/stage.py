@@ -1,16 +1,19 @@
 """Choose what to zero: 2:4 in every covered layer, and whole units under a budget; and say which of them pays on the goal.
 
 Reads: pretrain_load (teacher/, bank.npy, bank_labels.npy), profile (layers.csv, model.csv).
-Writes: masks.safetensors (`<grain>/<parameter>`, uint8), density.csv (grain, layer, density), choice.json:
+Writes: masks.safetensors (`<grain>/<parameter>`, uint8), weights.safetensors (`<grain>/<parameter>`: the weights under these
+masks that give each layer's outputs best), density.csv (grain, layer, density), choice.json:
   chosen, why, by_target, predicted: which of the two mask sets costs least on each target;
   budget: what the plans save together, of the goal's target (latency: the profile's us, bitops: MACs, size: bits with index);
   plans: units allocated block by block (that mask set), all grains mixed, and the uniform opponent of each at the same budget:
   grain and density of each pruned layer, what it saves, cost against dense, error predicted and measured.
-Report: per mask set one-shot error, density and MACs; the plans; the sensitivity table; why a layer was left dense.
-Left out: training of the mixed plan (students are of one grain); whole blocks as units; saliency from activations or
-gradients; permutation of channels before 2:4.
+Report: per mask set one-shot error, the same with those weights, density and MACs; the plans; the sensitivity table; why a
+layer was left dense.
+Left out: training of the mixed plan (students are of one grain); whole blocks as units; permutation of channels before 2:4,
+which `permute.py` finds: it keeps 2 % more of the magnitude and needs its order stored.
 """
 
+import copy
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +32,12 @@ from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.latency import load_layers
 from tasks.core.params import Goal, check_choice, check_range
-from tasks.core.sparsity import GRAINS, kept_shares, mask_density, parse_pattern
+from tasks.core.sparsity import GRAINS, grain_mask, kept_shares, mask_density, parse_pattern
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
-from tasks.mask_search.masks import covered, misfits, nm_masks
+from tasks.mask_search.masks import covered, misfits
 from tasks.mask_search.plans import describe, make_plans
+from tasks.mask_search.saliency import KINDS, Statistics, input_statistics, made_up, saliency
 from tasks.mask_search.sensitivity import (
     Errors,
     cut_errors,
@@ -59,7 +63,9 @@ class Params:
     grain_densities: tuple[float, ...]  # kept shares of those that are no N:M
     unit_share: float             # share of the cost of all blocks, on goal.target, that every plan saves
     unit_multiple: int            # kept units come in multiples of this
+    saliency: str                 # whose largest values 2:4 keeps: magnitude | activation | second_order
     images: int                   # teacher samples that predictions are compared on, each at a noise level of its own
+    inputs: int                   # teacher samples whose inputs to each layer weights are made up on
     min_gain: float               # least predicted gain on the target, as a share of dense, that makes a grain pay
     backend: str                  # whose times in the profile count
     batch: int
@@ -74,8 +80,9 @@ class Params:
                 check_range(f"mask_search.{key}", density, 0.01, 0.99)
         for grain in self.grains:
             check_grain("mask_search.grains", grain)
-        for key, low, high in (("unit_share", 0.01, 0.99), ("unit_multiple", 1, 1024), ("images", 1, 10**6), ("min_gain", 0, 1),
-                               ("batch", 1, 65_536), ("seed", 0, 2**31)):
+        check_choice("mask_search.saliency", self.saliency, KINDS)
+        for key, low, high in (("unit_share", 0.01, 0.99), ("unit_multiple", 1, 1024), ("images", 1, 10**6),
+                               ("inputs", 1, 10**6), ("min_gain", 0, 1), ("batch", 1, 65_536), ("seed", 0, 2**31)):
             check_range(f"mask_search.{key}", getattr(self, key), low, high)
         if (most := round(1 - min(self.densities), 4)) < self.unit_share:
             raise ValueError(f"mask_search.unit_share: {self.unit_share} is more than densities {list(self.densities)} remove, "
@@ -96,7 +103,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
     costs = layer_costs(teacher)
     models = cost_models(costs, load_layers(inputs["profile"]), params.backend, params.batch)
-    calibration = read_bank(teacher, inputs["pretrain_load"], params)
+    calibration = read_bank(teacher, inputs["pretrain_load"], params.images, params.seed)
     reference = predictions(teacher, calibration)
 
     layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *params.grains)))
@@ -122,13 +129,19 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         return masked_error(teacher, found, calibration, reference)
 
     described = {name: describe(plan, model, one_shot(cut_masks(teacher.model, plan))) for name, plan in plans.items()}
-    masks = {"unit": cut_masks(teacher.model, plans["unit"]), BASELINE: nm_masks(layers[BASELINE], *parse_pattern(BASELINE))[0]}
+    statistics = input_statistics(teacher, read_bank(teacher, inputs["pretrain_load"], params.inputs, params.seed),
+                                  {*layers[BASELINE], *(units.consumer for units in blocks.values())})
+    masks = {"unit": cut_masks(teacher.model, plans["unit"]),
+             BASELINE: pattern_masks(layers[BASELINE], statistics, params.saliency)}
+    weights = {grain: made_up(teacher.model, found, statistics) for grain, found in masks.items()}
     kept = {grain: kept_shares(teacher.model, grain, found) for grain, found in masks.items()}
     goal = {"target": params.goal.target, "unit": model.unit, "dense": model.whole, "saved": budget}
     choice = decide(predict(kept, models), params) | {"budget": goal, "plans": described}
-    write(out, masks, kept, choice)
-    grains = {grain: {"error": one_shot(found), "density": mask_density(found),
-                      "macs_share": models["bitops"].share(kept[grain], grain)} for grain, found in masks.items()}
+    write(out, masks, weights, kept, choice)
+    grains = {grain: {"error": one_shot(found),
+                      "error_made_up": masked_error(replaced(teacher, weights[grain]), found, calibration, reference),
+                      "density": mask_density(found), "macs_share": models["bitops"].share(kept[grain], grain)}
+              for grain, found in masks.items()}
     density = {layer: option.density for option in plans["unit"] for layer in option.layers}
     return Report({**grains, "unit_density": {units.block: density.get(units.consumer, 1.0) for units in blocks.values()},
                    "plans": {name: {key: plan[key] for key in ("saved", "cost", "error")} for name, plan in described.items()},
@@ -136,10 +149,23 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
                    "left_dense": left_dense, "chosen": choice["chosen"]})
 
 
-def read_bank(teacher: Denoiser, folder: Path, params: Params) -> Calibration:
+def pattern_masks(layers: Mapping[str, nn.Module], statistics: Mapping[str, Statistics], kind: str) -> dict[str, Tensor]:
+    """BASELINE in every layer, by parameter name."""
+    return {f"{name}.weight": grain_mask(saliency(layer.weight, statistics[name], kind), BASELINE)
+            for name, layer in layers.items()}
+
+
+def replaced(teacher: Denoiser, weights: Mapping[str, Tensor]) -> Denoiser:
+    """A copy that has these parameters instead of its own."""
+    other = copy.copy(teacher)
+    other.model = copy.deepcopy(teacher.model)
+    other.model.load_state_dict(weights, strict=False)
+    return other
+
+
+def read_bank(teacher: Denoiser, folder: Path, images: int, seed: int) -> Calibration:
     labels = np.load(folder / "bank_labels.npy") if teacher.num_classes else None
-    rng = torch.Generator().manual_seed(params.seed)
-    return noised(teacher.schedule, np.load(folder / "bank.npy"), labels, params.images, rng)
+    return noised(teacher.schedule, np.load(folder / "bank.npy"), labels, images, torch.Generator().manual_seed(seed))
 
 
 def fitting_layers(teacher: Denoiser, cover: tuple[str, ...],
@@ -202,10 +228,15 @@ def decide(predicted: dict[str, dict[str, float]], params: Params) -> dict:
             "by_target": {target: choose(predicted, target, params.min_gain)[0] for target in TARGETS}}
 
 
-def write(out: Path, masks: dict[str, dict[str, Tensor]], kept: dict[str, dict[str, float]], choice: dict) -> None:
-    save_file({f"{grain}/{name}": mask.to(torch.uint8) for grain, found in masks.items() for name, mask in found.items()},
-              out / "masks.safetensors")
+def write(out: Path, masks: dict[str, dict[str, Tensor]], weights: dict[str, dict[str, Tensor]],
+          kept: dict[str, dict[str, float]], choice: dict) -> None:
+    save_file(by_grain(masks, torch.uint8), out / "masks.safetensors")
+    save_file(by_grain(weights, torch.float32), out / "weights.safetensors")
     with open(out / "density.csv", "w", newline="") as file:
         csv.writer(file).writerows([("grain", "layer", "density"), *((grain, layer, share) for grain, shares in kept.items()
                                                                      for layer, share in shares.items())])
     write_json(out / "choice.json", choice)
+
+
+def by_grain(sets: Mapping[str, Mapping[str, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {f"{grain}/{name}": tensor.to(dtype).contiguous() for grain, found in sets.items() for name, tensor in found.items()}

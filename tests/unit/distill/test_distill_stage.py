@@ -16,7 +16,8 @@ from tasks.mask_search.masks import nm_masks, unit_masks
 from tasks.runtime.masks import hidden_units
 from tests.unit.distill.toy import SETTINGS
 
-PARAMS = stage.Params(**vars(SETTINGS) | {"steps": 4, "lr": 1e-3, "lam": 0.1, "bf16": True}, method="sr_ste", holdout=8)
+PARAMS = stage.Params(start="made_up", method="sr_ste", holdout=8,
+                      **vars(SETTINGS) | {"steps": 4, "lr": 1e-3, "lam": 0.1, "bf16": True})
 
 
 def tiny(kind: str) -> Denoiser:
@@ -47,6 +48,9 @@ def artifacts(folder: Path, denoiser: Denoiser) -> Inputs:
              "unit": unit_masks(denoiser.model, {units.block: 0.5 for units in hidden_units(denoiser.model)})}
     save_file({f"{grain}/{name}": mask.to(torch.uint8) for grain, found in masks.items() for name, mask in found.items()},
               folders["mask_search"] / "masks.safetensors")
+    weights = {f"{grain}/{name}": 2 * denoiser.model.get_parameter(name).detach() * mask for grain, found in masks.items()
+               for name, mask in found.items() if name.endswith("weight")}
+    save_file(weights, folders["mask_search"] / "weights.safetensors")
     return Inputs(folders, key="k" * 16)
 
 
@@ -89,14 +93,25 @@ def test_data_free_training_reads_no_training_image(tmp_path, monkeypatch):
 
 def test_without_steps_the_student_is_the_masked_teacher(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    report = stage.run(replace(PARAMS, steps=0), artifacts(tmp_path, tiny("dit")), tmp_path).numbers
+    report = stage.run(replace(PARAMS, steps=0, start="teacher"), artifacts(tmp_path, tiny("dit")), tmp_path).numbers
     assert all(row["error_after"] == row["error_before"] and row["flip_rate_last"] == 0 for row in report.values())
 
 
-def test_masks_without_the_grain_are_an_error_with_the_path(tmp_path):
+def test_training_starts_from_the_weights_that_mask_search_made_up(tmp_path, monkeypatch):
+    """Here they are twice the teacher's."""
+    monkeypatch.chdir(tmp_path)
+    inputs = artifacts(tmp_path, tiny("dit"))
+    stage.run(replace(PARAMS, steps=0), inputs, tmp_path)
+    student, name = load_file(tmp_path / "student_2_4.safetensors"), "transformer_blocks.0.ff.net.2.weight"
+    teacher = load(inputs["pretrain_load"] / "teacher").model.get_parameter(name)
+    mask = load_file(tmp_path / "masks_2_4.safetensors")[name]
+    assert torch.equal(student[name], 2 * teacher * mask)
+
+
+def test_a_file_without_the_grain_is_an_error_with_the_path(tmp_path):
     save_file({"2:4/a.weight": torch.ones(1, dtype=torch.uint8)}, tmp_path / "masks.safetensors")
-    with pytest.raises(ValueError, match=r"masks.safetensors: holds no masks of grain 'unit'"):
-        stage.read_masks(tmp_path, "unit")
+    with pytest.raises(ValueError, match=r"masks.safetensors: holds nothing of grain 'unit'"):
+        stage.read_tensors(tmp_path / "masks.safetensors", "unit")
 
 
 def test_params_name_key_value_and_bound():

@@ -18,8 +18,8 @@ from tasks.runtime.masks import hidden_units, shrink_units
 
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=0.1, max_size=1000)
 PARAMS = stage.Params(cover=("*.attn1.*", "*.ff.*", "*_blocks.*", "mid_block.*"), densities=(0.25, 0.5), grains=("2:4",),
-                      grain_densities=(0.5,), unit_share=0.4, unit_multiple=8, images=8, min_gain=0.02, backend="openvino",
-                      batch=8, seed=0, goal=GOAL)
+                      grain_densities=(0.5,), unit_share=0.4, unit_multiple=8, saliency="magnitude", images=8, inputs=16,
+                      min_gain=0.02, backend="openvino", batch=8, seed=0, goal=GOAL)
 # Time of a pruned layer over its dense time, of layer after layer in turn. cpu: the spread of a real profile's rows, whose
 # kernels compute the zeros of 2:4; gpu: semi-structured kernels, units as on the cpu.
 CPU = {("unit", 0.5): (0.5, 0.55), ("unit", 0.25): (0.25, 0.3), ("2:4", 0.5): (1.03, 0.94, 1.08, 1.0)}
@@ -87,6 +87,10 @@ def test_run_writes_masks_that_fit_and_a_choice(kind, tmp_path, capsys):
     assert set(choice["predicted"]) == {"2:4", "unit"}
     rows = list(csv.DictReader((tmp_path / "density.csv").read_text().splitlines()))
     assert {row["grain"] for row in rows} == {"2:4", "unit"} and all(0 < float(row["density"]) <= 1 for row in rows)
+    weights = load_file(tmp_path / "weights.safetensors")
+    assert weights.keys() <= masks.keys() and {name.partition("/")[0] for name in weights} == {"2:4", "unit"}
+    assert all((weight[masks[name] == 0] == 0).all() for name, weight in weights.items())
+    assert all(report[grain]["error_made_up"] < report[grain]["error"] for grain in ("2:4", "unit"))
     said = capsys.readouterr().out
     if kind == "unet":  # six channels are no multiple of four
         assert "2:4 leaves down_blocks.0.resnets.0.conv1 dense: 6 inputs are no multiple of 4" in said
@@ -99,8 +103,20 @@ def test_same_inputs_same_bytes(tmp_path):
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
     assert stage.run(PARAMS, inputs, tmp_path / "a") == stage.run(PARAMS, inputs, tmp_path / "b")
-    for name in ("masks.safetensors", "density.csv", "choice.json"):
+    for name in ("masks.safetensors", "weights.safetensors", "density.csv", "choice.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["activation", "second_order"])
+def test_saliency_of_inputs_chooses_other_weights_of_the_same_number(kind, tmp_path):
+    inputs = artifacts(tmp_path, tiny("dit"))
+    masks = {}
+    for name in ("magnitude", kind):
+        (tmp_path / name).mkdir()
+        stage.run(replace(PARAMS, saliency=name), inputs, tmp_path / name)
+        found = load_file(tmp_path / name / "masks.safetensors")
+        masks[name] = torch.cat([mask.flatten() for key, mask in sorted(found.items()) if key.startswith("2:4/")])
+    assert masks["magnitude"].sum() == masks[kind].sum() and not torch.equal(masks["magnitude"], masks[kind])
 
 
 def choice_of(machine: dict, tmp_path: Path, kind: str = "dit", **changes) -> dict:
