@@ -4,7 +4,8 @@ Reads: pretrain_load (teacher/, bank.npy, bank_labels.npy), profile (layers.csv,
 Writes: masks.safetensors (`<grain>/<parameter>`, uint8), weights.safetensors (`<grain>/<parameter>`: the weights under these
 masks that give each layer's outputs best), density.csv (grain, layer, density), choice.json:
   chosen, why, by_target, predicted: which of the two mask sets costs least on each target;
-  budget: what the plans save together, of the goal's target (latency: the profile's us, bitops: MACs, size: bits with index);
+  budget: what each plan saves, and in which unit: for goal.target latency the profile's us (MACs where units save too little
+  time), bitops MACs, size bits with index;
   plans: units allocated block by block (that mask set), all grains mixed, and the uniform opponent of each at the same budget:
   grain and density of each pruned layer, what it saves, cost against dense, error predicted and measured.
 Report: per mask set one-shot error, the same with those weights, density and MACs; the plans; the sensitivity table; why a
@@ -121,6 +122,11 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
     model = models[params.goal.target]
     options = priced(cuts, errors, model)
+    if params.goal.target == "latency" and reach(options, model) < params.unit_share:
+        print(f"mask_search: removed units save {reach(options, model):.2f} of their blocks' time in this machine's profile at "
+              f"most, unit_share is {params.unit_share}: MACs decide in place of times", flush=True)
+        model = models["bitops"]
+        options = priced(cuts, errors, model)
     budget = budget_of(options, model, params)
     plans = make_plans(options, lambda grain, density: priced(cuts_of(grain, [density]), errors, model), budget,
                        params.min_gain * model.whole)
@@ -197,14 +203,22 @@ def whole_blocks(blocks: Mapping[tuple[str, ...], HiddenUnits], cuts: Iterable[C
 
 def budget_of(options: Iterable[Option], model: CostModel, params: Params) -> float:
     """unit_share of what the layers cost that make and read units which can go. Raises ValueError with the nearest feasible."""
-    units = [option for option in options if option.grain == "unit"]
-    within = model.dense({layer for option in units for layer in option.layers})
-    budget, most = params.unit_share * within, ceiling(units)
-    if budget > most * (1 + TOLERANCE):
-        nearest = floor(1e4 * most / within + TOLERANCE) / 1e4
+    most = reach(options, model)
+    if params.unit_share > most:
         raise ValueError(f"mask_search.unit_share: {params.unit_share} is out of reach for target {params.goal.target}; the "
-                         f"nearest feasible is {nearest}, with densities {list(params.densities)}")
-    return budget
+                         f"nearest feasible is {most}, with densities {list(params.densities)}")
+    return params.unit_share * units_cost(options, model)
+
+
+def reach(options: Iterable[Option], model: CostModel) -> float:
+    """The largest unit_share, rounded down to four digits."""
+    units = [option for option in options if option.grain == "unit"]
+    return floor(1e4 * ceiling(units) / units_cost(units, model) + TOLERANCE) / 1e4
+
+
+def units_cost(options: Iterable[Option], model: CostModel) -> float:
+    """Of all layers that make and read units which can go."""
+    return model.dense({layer for option in options if option.grain == "unit" for layer in option.layers})
 
 
 def sensitivity_table(errors: Errors, blocks: Mapping[tuple[str, ...], str]) -> dict[str, dict]:

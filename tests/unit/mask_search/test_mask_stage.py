@@ -158,11 +158,23 @@ def test_every_plan_keeps_the_one_budget(kind, target, tmp_path):
 
 
 def test_a_budget_out_of_reach_names_the_nearest(tmp_path):
+    """One head of two stays, and a quarter of the feed-forwards."""
+    how = {"goal": replace(GOAL, target="bitops"), "densities": (0.25,)}
+    with pytest.raises(ValueError, match=r"^mask_search.unit_share: 0.74 is out of reach for target bitops; the nearest "
+                                         r"feasible is 0.\d+, with densities \[0.25\]$") as refused:
+        choice_of(CPU, tmp_path, unit_share=0.74, **how)
+    nearest = float(str(refused.value).partition("feasible is ")[2].partition(",")[0])
+    assert 0.5 < nearest < 0.74
+    assert choice_of(CPU, tmp_path / "again", unit_share=nearest, **how)["plans"]["unit"]["saved"] > 0
+
+
+def test_where_units_save_too_little_time_macs_decide_and_it_is_said(tmp_path, capsys):
     slow = CPU | {("unit", 0.5): (0.9,), ("unit", 0.25): (0.8,)}
-    with pytest.raises(ValueError, match=r"^mask_search.unit_share: 0.4 is out of reach for target latency; the nearest "
-                                         r"feasible is 0.1666, with densities \[0.25, 0.5\]$"):
-        choice_of(slow, tmp_path)
-    assert choice_of(slow, tmp_path / "again", unit_share=0.16)["plans"]["unit"]["saved"] > 0
+    choice = choice_of(slow, tmp_path)
+    assert "removed units save 0.17 of their blocks' time in this machine's profile at most, unit_share is 0.4" in (
+        capsys.readouterr().out)
+    assert choice["budget"]["unit"] == "MACs" and choice["plans"]["unit"]["saved"] >= choice["budget"]["saved"]
+
 
 
 def test_a_block_that_no_density_cuts_says_so(tmp_path, capsys):
