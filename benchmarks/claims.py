@@ -155,6 +155,65 @@ def verdict_is_said(root: Path) -> Outcome:
     return Outcome("met and beats_dull_best are said", measured, len(said) == 2 if found else None)
 
 
+# ---- sparsity ----
+
+def measured(root: Path, variant: str, metric: str, seed: str = "0") -> dict[str, float]:
+    """Teacher -> value, of the study of sparsity."""
+    return {row["teacher"]: float(row["value"]) for row in study(root, "sparsity")
+            if (row["variant"], row["metric"], row["seed"]) == (variant, metric, seed)}
+
+
+def on_both(found: dict[str, float]) -> list[float]:
+    """The values where both teachers have one; a claim of both is not made from one."""
+    return list(found.values()) if len(found) == 2 else []
+
+
+@claim("sparsity")
+def two_four_quality(root: Path) -> Outcome:
+    """2:4 in every layer that takes it: 95 % bound of the FID increase over dense trained as long, of three seeds."""
+    return at_most(0.05, on_both(measured(root, "baselines.ours", "loss_to_dense_upper95", "all")))
+
+
+@claim("sparsity")
+def two_four_fidelity(root: Path) -> Outcome:
+    """Distance to the dense teacher's images: one-shot 2:4 over ours."""
+    one_shot, ours = (measured(root, f"baselines.{arm}", "fidelity") for arm in ("one_shot", "ours"))
+    return at_least(10, on_both({teacher: one_shot[teacher] / ours[teacher] for teacher in one_shot.keys() & ours}), "x")
+
+
+@claim("sparsity")
+def units_speed(root: Path) -> Outcome:
+    """40 % of the MACs of feed-forwards or resnets removed: measured speed of the whole model over what the MACs predict."""
+    predicted = measured(root, "units.unit_searched", "speedup_predicted")
+    shares = [{teacher: speed / predicted[teacher] for teacher, speed in measured(root, "units.unit_searched", metric).items()}
+              for metric in ("speedup_eager", "speedup_openvino")]
+    return at_least(0.9, [share for found in shares for share in on_both(found)])
+
+
+@claim("sparsity")
+def units_quality(root: Path) -> Outcome:
+    return at_most(0.05, on_both(measured(root, "units.unit_searched", "loss_to_dense_upper95")))
+
+
+@claim("sparsity")
+def blocks_beat_one_density(root: Path) -> Outcome:
+    """95 % bound of the FID increase of units chosen block by block over one density for all, at equal MACs and steps."""
+    return at_most(0, on_both(measured(root, "units.unit_searched", "loss_to_unit_uniform_upper95")))
+
+
+@claim("sparsity")
+def step_cost(root: Path) -> Outcome:
+    """A step of SR-STE, the teacher's forward included, over a dense one; masks are measured apart."""
+    return at_most(1.5, on_both(measured(root, "sr_ste", "step_ratio")), "x")
+
+
+@claim("sparsity")
+def study_time(root: Path) -> Outcome:
+    """All arms of the study on 2 cores."""
+    seconds = values(study(root, "sparsity"), "seconds")
+    return at_most(6, [sum(seconds) / 3600] if seconds else [], " h")
+
+
 # ---- the command ----
 
 def table(claims: list[Claim], root: Path) -> tuple[str, bool]:

@@ -61,10 +61,11 @@ def run(tasks: list[Task]) -> None:
     for place, task in enumerate(due):
         if task.teacher not in labs:
             labs[task.teacher] = open_lab(task.teacher, WORK)
+        began = time.monotonic()
         numbers = study.measure(task.arm, labs[task.teacher], task.seed, task.samples)
         if task.part == "units":
             numbers |= compare.speed(labs[task.teacher], task.arm, task.seed, numbers["macs_share"])
-        results.append(RESULTS, rows(task, numbers))
+        results.append(RESULTS, rows(task, numbers | {"seconds": time.monotonic() - began}))
         left = (time.monotonic() - started) / (place + 1) * (len(due) - place - 1)
         print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - place - 1} arms left, "
               f"about {left / 60:.0f} min", flush=True)
@@ -77,18 +78,33 @@ def rows(task: Task, numbers: dict[str, float]) -> list[dict]:
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Each arm against `dense` of its seed, as far as both are there. Made anew each time: it takes seconds."""
-    kept = [row for row in results.read(RESULTS) if not row["metric"].startswith("loss_to_dense")]
-    found = []
-    for teacher in dict.fromkeys(task.teacher for task in tasks):
-        lab = labs.get(teacher) or open_lab(teacher, WORK)
-        for seed in sorted({task.seed for task in tasks}):
-            judged = [task for task in tasks if (task.teacher, task.seed) == (teacher, seed) and task.samples == SAMPLES]
-            if not any(task.arm.name == "dense" for task in judged):
-                continue
-            losses = compare.against_dense(lab, [task.arm.name for task in judged if task.arm.name != "dense"], seed, SAMPLES)
-            found += [row for task in judged if task.arm.name in losses for row in rows(task, losses[task.arm.name])]
-    results.write(RESULTS, [*kept, *found])
+    """Every arm against `dense` of its seed, units block by block against units all alike. Made anew each time: minutes."""
+    found, judged = [], [task for task in tasks if task.samples == SAMPLES]
+    for teacher, seed in dict.fromkeys((task.teacher, task.seed) for task in judged):
+        lab = labs.setdefault(teacher, open_lab(teacher, WORK))
+        group = {task.arm.name: task for task in judged if (task.teacher, task.seed) == (teacher, seed)}
+        for base, names in (("dense", [name for name in group if name != "dense"]), ("unit_uniform", ["unit_searched"])):
+            if base in group and group.keys() >= set(names):
+                losses = compare.against(base, lab, names, seed, SAMPLES)
+                found += [row for name, numbers in losses.items() for row in rows(group[name], numbers)]
+    kept = [row for row in results.read(RESULTS) if not row["metric"].startswith("loss_to_")]
+    results.write(RESULTS, [*kept, *found, *over_seeds(found)])
+
+
+def over_seeds(found: list[dict]) -> list[dict]:
+    """Of arms with several seeds: one difference to `dense`."""
+    values = {(row["teacher"], row["variant"], row["metric"], row["seed"]): float(row["value"]) for row in found}
+    pooled = []
+    for teacher, variant in dict.fromkeys((row["teacher"], row["variant"]) for row in found):
+        seeds = [key[3] for key in values if key[:3] == (teacher, variant, "loss_to_dense")]
+        if len(seeds) > 1:
+            estimates, uppers = ([values[teacher, variant, metric, seed] for seed in seeds]
+                                 for metric in ("loss_to_dense", "loss_to_dense_upper95"))
+            difference = compare.over_seeds(estimates, uppers)
+            pooled += [{"teacher": teacher, "variant": variant, "seed": "all", "metric": metric, "value": f"{value:.6g}",
+                        "protocol": f"over seeds {', '.join(map(str, seeds))}"} for metric, value in
+                       (("loss_to_dense", difference.estimate), ("loss_to_dense_upper95", difference.upper95))]
+    return pooled
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,17 +26,19 @@ class Arm:
     density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
     allocation: str = "uniform"      # of the density over blocks: uniform | searched
     saliency: str = "magnitude"
+    made_up: bool = False            # training starts from weights that make up for the masked ones
     method: str | None = "sr_ste"
     steps: int = EQUAL_STEPS
     settings: Mapping = field(default_factory=dict)
     int8: bool = False               # judged in int8, too
 
 
-OURS = Arm(name="ours")
+OURS = Arm(name="ours", made_up=True, method="fixed")
 
 BASELINES = (
     Arm(name="dense", grain=None, method="dense"),
     Arm(name="one_shot", method=None),
+    Arm(name="one_shot_made_up", method=None, made_up=True),
     Arm(name="fixed", method="fixed"),
     Arm(name="ste", method="ste"),
     Arm(name="sr_ste"),
@@ -47,7 +49,7 @@ BASELINES = (
 FINALISTS = ("dense", "sr_ste", "ours")  # three seeds each
 HALF = tuple(replace(arm, name=f"{arm.name}_half", steps=EQUAL_STEPS // 2) for arm in BASELINES
              if arm.name in ("dense", "ours"))  # the plateau test: what the second half of the steps still brings
-UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, method="fixed")
+UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed")
               for allocation in ("uniform", "searched"))
 
 

@@ -20,12 +20,13 @@ RESAMPLES = 1000
 TIMED_BATCH = 8
 
 
-def against_dense(lab: Lab, names: Sequence[str], seed: int, samples: int) -> dict[str, dict[str, float]]:
-    """arm -> loss_to_dense, loss_to_dense_upper95, loss_to_dense_p_holm: relative FID increase over `dense`, trained as long
-    with the same seed."""
-    found = {name: np.load(lab.folder / "features" / f"{name}-{seed}-{samples}.npy") for name in ("dense", *names)}
-    rows = losses(found, lab.judge, lab.strata(samples), MARGIN, RESAMPLES, np.random.default_rng(0))
-    return {name: {f"loss_to_dense{key.removeprefix('loss')}": value for key, value in rows[name].items()
+def against(base: str, lab: Lab, names: Sequence[str], seed: int, samples: int) -> dict[str, dict[str, float]]:
+    """arm -> loss_to_<base>, its _upper95 and _p_holm: relative FID increase over `base`, trained as long with the same seed,
+    by paired bootstrap; Holm's correction is for the number of arms."""
+    found = {name: np.load(lab.folder / "features" / f"{name}-{seed}-{samples}.npy") for name in (base, *names)}
+    rows = losses({"dense": found.pop(base), **found}, lab.judge, lab.strata(samples), MARGIN, RESAMPLES,
+                  np.random.default_rng(0))
+    return {name: {f"loss_to_{base}{key.removeprefix('loss')}": value for key, value in rows[name].items()
                    if key.startswith("loss")} for name in names}
 
 

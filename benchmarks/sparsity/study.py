@@ -20,13 +20,20 @@ from tasks.core.sampler import initial_noise, labels_for, network, trajectory
 from tasks.core.sparsity import grain_mask, kept_shares
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
-from tasks.mask_search.masks import unit_masks
+from tasks.mask_search.allocate import Option, allocate
+from tasks.mask_search.allocate import uniform as one_density
+from tasks.mask_search.choose import macs_model
+from tasks.mask_search.masks import misfits
+from tasks.mask_search.saliency import input_statistics, made_up, saliency
+from tasks.mask_search.sensitivity import cut_errors, cut_masks, priced, unit_cuts, unit_layers
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
 STEPS = 20               # DDIM on a uniform list: what the arms are sampled with
 UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
 UNIT_SAMPLES = 2000      # on which it is measured
+UNIT_DENSITIES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+UNIT_MULTIPLE = 8        # as in params.yaml
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
 
@@ -37,14 +44,30 @@ def masks_of(arm: Arm, lab: Lab) -> dict[str, Tensor]:
     if arm.grain is None:
         return {}
     if arm.grain == "unit":
-        return unit_masks(lab.teacher.model, {units.block: arm.density for units in hidden_units(lab.teacher.model)})
-    masks = {}
-    for name, layer in lab.teacher.prunable_layers().items():
-        try:
-            masks[f"{name}.weight"] = grain_mask(layer.weight.detach().abs(), arm.grain, arm.density)
-        except ValueError as error:
-            print(f"{lab.name} {arm.name}: {name} stays dense: {error}", flush=True)
-    return masks
+        return cut_masks(lab.teacher.model, unit_plan(arm, lab))
+    layers = lab.teacher.prunable_layers()
+    unfit = misfits(layers, arm.grain)
+    for name, reason in unfit.items():
+        print(f"{lab.name} {arm.name}: {name} stays dense: {reason}", flush=True)
+    statistics = {} if arm.saliency == "magnitude" else input_statistics(lab.teacher, lab.calibration, layers.keys() - unfit)
+    return {f"{name}.weight": grain_mask(saliency(layer.weight, statistics.get(name), arm.saliency), arm.grain, arm.density)
+            for name, layer in layers.items() if name not in unfit}
+
+
+def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
+    """Units of feed-forwards and resnets that go: 1 - density of their MACs, chosen block by block or one density for all."""
+    costs = layer_costs(lab.teacher)
+    model, counted = macs_model(costs), {cost.name for cost in costs}
+    blocks = {unit_layers(units, counted): units for units in hidden_units(lab.teacher.model) if not units.products}
+    cuts = unit_cuts(blocks, UNIT_DENSITIES, UNIT_MULTIPLE)
+    errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration))
+    budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
+    if arm.allocation == "searched":
+        return allocate(priced(cuts, errors, model), budget)
+    plan = one_density(lambda density: priced(unit_cuts(blocks, [density], UNIT_MULTIPLE), errors, model), budget,
+                       min(UNIT_DENSITIES))
+    assert plan is not None, "every arm's density is above the lowest that is offered"
+    return plan
 
 
 # ---- training ----
@@ -70,9 +93,11 @@ def trained(arm: Arm, lab: Lab, seed: int) -> Student:
     steps = 0 if arm.method is None else arm.steps
     dropout = {} if lab.teacher.architecture == "dit" else {"label_dropout": 0.0}  # UNet2DModel has no null label
     settings = Settings(**{**COMMON, **dropout, **arm.settings, "steps": steps, "seed": seed})
-    checkpoint = Checkpoint(lab.folder / "checkpoints", f"{arm.name}-{seed}")
-    student = train(lab.teacher, masks_of(arm, lab), arm.grain or "fine", arm.method or "fixed", lab.images, settings,
-                    checkpoint, f"{lab.name} {arm.name} seed {seed}")
+    checkpoint, masks = Checkpoint(lab.folder / "checkpoints", f"{arm.name}-{seed}"), masks_of(arm, lab)
+    layers = [name.removesuffix(".weight") for name, mask in masks.items() if name.endswith(".weight") and mask.ndim > 1]
+    start = made_up(lab.teacher.model, masks, input_statistics(lab.teacher, lab.calibration, layers)) if arm.made_up else {}
+    student = train(lab.teacher, masks, arm.grain or "fine", arm.method or "fixed", lab.images, settings, checkpoint,
+                    f"{lab.name} {arm.name} seed {seed}", start)
     checkpoint.clear()
     return student
 
