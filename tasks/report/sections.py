@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,17 @@ def layers(inputs: Inputs) -> Plot:
     kept = f"Its weights are the {recipe.sparsity['grain']} student's." if recipe.sparsity else \
         "The search kept the dense weights: no student came as close at the same cost."
     return Plot(title="Density and bits of every layer", svg=drawing,
-                text=f"Of compressed. {kept} The mask search preferred {choice['chosen']} ({choice['why']}).")
+                text=f"Of compressed. {kept} The mask search preferred {choice['chosen']} ({choice['why']}). "
+                     f"{plans_text(choice)}")
+
+
+def plans_text(choice: Mapping) -> str:
+    """The mask search's plans beside their uniform opponents, all within one budget; untrained."""
+    names = {"unit": "units block by block", "unit_uniform": "one density of units for all blocks",
+             "mixed": "every layer its own grain", "uniform": "the best grain at one density"}
+    said = [f"{names[name]} {plan['error']['measured']:.3f} at {plan['cost']:.2f} of the cost"
+            for name, plan in choice["plans"].items()]
+    return f"One-shot error of plans that save the same ({choice['budget']['unit']}): {'; '.join(said)}."
 
 
 def curves(inputs: Inputs) -> Plot | None:

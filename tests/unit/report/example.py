@@ -117,7 +117,10 @@ def write_tree(folder):
         np.save(artifacts / "fid" / "samples" / f"{name}.npy", digits(40, 3.0 * i, np.random.default_rng(i)))
     write_package(artifacts / "package")
     (artifacts / "mask_search").mkdir()
-    write_json(artifacts / "mask_search" / "choice.json", {"chosen": "unit", "why": "latency: 2:4 1.000, unit 0.810"})
+    plans = {name: {"cost": 0.81, "error": {"predicted": error, "measured": error}}
+             for name, error in (("unit", 0.05), ("mixed", 0.04))}
+    write_json(artifacts / "mask_search" / "choice.json", {"chosen": "unit", "why": "latency: 2:4 1.000, unit 0.810",
+                                                           "plans": plans, "budget": {"unit": "us of 8 images on openvino"}})
     write_rows(artifacts / "fid" / "dull.csv", dull_rows())
     write_rows(artifacts / "distill" / "curve.csv",
                [{"grain": grain, **row} for grain, delay in (("2:4", 5), ("unit", 8)) for row in curve(delay)])

@@ -10,7 +10,7 @@ import pytest
 from tasks.core.artifacts import read_json, write_json
 from tasks.core.params import STAGES
 from tasks.report import stage
-from tasks.report.sections import cache
+from tasks.report.sections import cache, plans_text
 from tests.unit.report.example import PARAMS, write_tree
 
 VOID = {"meta", "br", "img", "link", "input", "path", "use", "rect"}
@@ -136,6 +136,14 @@ def test_without_a_cache_in_compressed_the_plan_of_the_variant_is_shown(tree):
     path = tree["package"] / "compressed" / "recipe.json"
     write_json(path, read_json(path) | {"cache": None})
     assert "The search chose no cache for compressed" in cache(tree["package"]).text
+
+
+def test_the_plans_of_the_mask_search_stand_beside_each_other():
+    choice = {"budget": {"unit": "MACs"}, "plans": {
+        "unit": {"cost": 0.7, "error": {"measured": 0.05}}, "unit_uniform": {"cost": 0.69, "error": {"measured": 0.25}}}}
+    assert plans_text(choice) == (
+        "One-shot error of plans that save the same (MACs): units block by block 0.050 at 0.70 of the cost; "
+        "one density of units for all blocks 0.250 at 0.69 of the cost.")
 
 
 def test_a_batch_that_was_not_timed_is_named(tree, tmp_path):
