@@ -16,7 +16,7 @@ which `permute.py` finds: it keeps 2 % more of the magnitude and needs its order
 
 import copy
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, lcm
 from pathlib import Path
@@ -37,7 +37,7 @@ from tasks.core.sparsity import GRAINS, grain_mask, kept_shares, mask_density, p
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
 from tasks.mask_search.masks import covered, misfits
-from tasks.mask_search.plans import describe, make_plans
+from tasks.mask_search.plans import Plan, describe, make_plans
 from tasks.mask_search.saliency import KINDS, Statistics, input_statistics, made_up, saliency
 from tasks.mask_search.sensitivity import (
     Errors,
@@ -101,14 +101,56 @@ def check_grain(key: str, grain: str) -> None:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
-    teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
-    costs = layer_costs(teacher)
-    models = cost_models(costs, load_layers(inputs["profile"]), params.backend, params.batch)
-    calibration = read_bank(teacher, inputs["pretrain_load"], params.images, params.seed)
+    teacher, bank = denoisers.load(inputs["pretrain_load"] / "teacher"), inputs["pretrain_load"]
+    models = cost_models(layer_costs(teacher), load_layers(inputs["profile"]), params.backend, params.batch)
+    calibration = read_bank(teacher, bank, params.images, params.seed)
     reference = predictions(teacher, calibration)
-
     layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *params.grains)))
-    blocks = {unit_layers(units, {cost.name for cost in costs}): units for units in hidden_units(teacher.model)}
+
+    def error_of(masks: Mapping[str, Tensor], of: Denoiser = teacher) -> float:
+        return masked_error(of, masks, calibration, reference)
+
+    found = search(teacher, layers, models, params, lambda cuts: cut_errors(teacher, cuts, calibration, reference))
+    plans = {name: describe(plan, found.model, error_of(cut_masks(teacher.model, plan))) for name, plan in found.plans.items()}
+    statistics = input_statistics(teacher, read_bank(teacher, bank, params.inputs, params.seed),
+                                  {*layers[BASELINE], *(units.consumer for units in found.blocks.values())})
+    masks = {"unit": cut_masks(teacher.model, found.plans["unit"]),
+             BASELINE: pattern_masks(layers[BASELINE], statistics, params.saliency)}
+    weights = {grain: made_up(teacher.model, pruned, statistics) for grain, pruned in masks.items()}
+    kept = {grain: kept_shares(teacher.model, grain, pruned) for grain, pruned in masks.items()}
+    choice = decide(predict(kept, models), params) | {"plans": plans, "budget": {
+        "target": params.goal.target, "unit": found.model.unit, "dense": found.model.whole, "saved": found.budget}}
+    write(out, masks, weights, kept, choice)
+    grains = {grain: {"error": error_of(pruned), "error_made_up": error_of(pruned, replaced(teacher, weights[grain])),
+                      "density": mask_density(pruned), "macs_share": models["bitops"].share(kept[grain], grain)}
+              for grain, pruned in masks.items()}
+    return Report({**grains, "unit_density": found.unit_density(), "chosen": choice["chosen"],
+                   "plans": {name: {key: plan[key] for key in ("saved", "cost", "error")} for name, plan in plans.items()},
+                   "sensitivity": sensitivity_table(found.errors, found.blocks), "left_dense": left_dense | found.left_dense})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What was found: plans by name, in which cost they keep which budget, and what each cut alone does."""
+
+    plans: dict[str, Plan]
+    model: CostModel
+    budget: float
+    errors: Errors
+    blocks: Mapping[tuple[str, ...], HiddenUnits]  # by the layers that make and read their units
+    left_dense: dict[str, str]                     # block -> why no density takes units of it
+
+    def unit_density(self) -> dict[str, float]:
+        """Block -> kept share of its units in the plan of units alone."""
+        density = {layer: option.density for option in self.plans["unit"] for layer in option.layers}
+        return {units.block: density.get(units.consumer, 1.0) for units in self.blocks.values()}
+
+
+def search(teacher: Denoiser, layers: Mapping[str, Mapping[str, nn.Module]], models: Mapping[str, CostModel], params: Params,
+           measure: Callable[[list[Cut]], Errors]) -> Search:
+    """layers: by grain, those that it divides. measure: the error of each cut alone."""
+    counted = {cost.name for cost in layer_costs(teacher)}
+    blocks = {unit_layers(units, counted): units for units in hidden_units(teacher.model)}
 
     def cuts_of(grain: str, densities: Sequence[float]) -> list[Cut]:
         if grain == "unit":
@@ -117,42 +159,23 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
     tried = {"unit": params.densities, **dict.fromkeys(params.grains, params.grain_densities)}
     cuts = [cut for grain, densities in tried.items() for cut in cuts_of(grain, densities)]
-    left_dense |= whole_blocks(blocks, cuts, params.unit_multiple)
-    errors = cut_errors(teacher, cuts, calibration, reference)
-
-    model = models[params.goal.target]
+    left_dense, errors = whole_blocks(blocks, cuts, params.unit_multiple), measure(cuts)
+    model = deciding_model(cuts, errors, models, params)
     options = priced(cuts, errors, model)
-    if params.goal.target == "latency" and reach(options, model) < params.unit_share:
-        print(f"mask_search: removed units save {reach(options, model):.2f} of their blocks' time in this machine's profile at "
-              f"most, unit_share is {params.unit_share}: MACs decide in place of times", flush=True)
-        model = models["bitops"]
-        options = priced(cuts, errors, model)
     budget = budget_of(options, model, params)
     plans = make_plans(options, lambda grain, density: priced(cuts_of(grain, [density]), errors, model), budget,
                        params.min_gain * model.whole)
+    return Search(plans=plans, model=model, budget=budget, errors=errors, blocks=blocks, left_dense=left_dense)
 
-    def one_shot(found: Mapping[str, Tensor]) -> float:
-        return masked_error(teacher, found, calibration, reference)
 
-    described = {name: describe(plan, model, one_shot(cut_masks(teacher.model, plan))) for name, plan in plans.items()}
-    statistics = input_statistics(teacher, read_bank(teacher, inputs["pretrain_load"], params.inputs, params.seed),
-                                  {*layers[BASELINE], *(units.consumer for units in blocks.values())})
-    masks = {"unit": cut_masks(teacher.model, plans["unit"]),
-             BASELINE: pattern_masks(layers[BASELINE], statistics, params.saliency)}
-    weights = {grain: made_up(teacher.model, found, statistics) for grain, found in masks.items()}
-    kept = {grain: kept_shares(teacher.model, grain, found) for grain, found in masks.items()}
-    goal = {"target": params.goal.target, "unit": model.unit, "dense": model.whole, "saved": budget}
-    choice = decide(predict(kept, models), params) | {"budget": goal, "plans": described}
-    write(out, masks, weights, kept, choice)
-    grains = {grain: {"error": one_shot(found),
-                      "error_made_up": masked_error(replaced(teacher, weights[grain]), found, calibration, reference),
-                      "density": mask_density(found), "macs_share": models["bitops"].share(kept[grain], grain)}
-              for grain, found in masks.items()}
-    density = {layer: option.density for option in plans["unit"] for layer in option.layers}
-    return Report({**grains, "unit_density": {units.block: density.get(units.consumer, 1.0) for units in blocks.values()},
-                   "plans": {name: {key: plan[key] for key in ("saved", "cost", "error")} for name, plan in described.items()},
-                   "sensitivity": sensitivity_table(errors, {names: units.block for names, units in blocks.items()}),
-                   "left_dense": left_dense, "chosen": choice["chosen"]})
+def deciding_model(cuts: Sequence[Cut], errors: Errors, models: Mapping[str, CostModel], params: Params) -> CostModel:
+    """goal.target's; of MACs where this machine's times do not let units save unit_share, which is said aloud."""
+    model = models[params.goal.target]
+    if params.goal.target == "latency" and (most := reach(priced(cuts, errors, model), model)) < params.unit_share:
+        print(f"mask_search: removed units save {most:.2f} of their blocks' time in this machine's profile at most, unit_share "
+              f"is {params.unit_share}: MACs decide in place of times", flush=True)
+        return models["bitops"]
+    return model
 
 
 def pattern_masks(layers: Mapping[str, nn.Module], statistics: Mapping[str, Statistics], kind: str) -> dict[str, Tensor]:
@@ -221,11 +244,11 @@ def units_cost(options: Iterable[Option], model: CostModel) -> float:
     return model.dense({layer for option in options if option.grain == "unit" for layer in option.layers})
 
 
-def sensitivity_table(errors: Errors, blocks: Mapping[tuple[str, ...], str]) -> dict[str, dict]:
-    """Block or layer -> grain -> density -> error. blocks: layers -> the block whose units they make and read."""
+def sensitivity_table(errors: Errors, blocks: Mapping[tuple[str, ...], HiddenUnits]) -> dict[str, dict]:
+    """Block or layer -> grain -> density -> error. blocks: by the layers that make and read their units."""
     table: dict[str, dict] = {}
     for (layers, grain), row in errors.items():
-        place = blocks[layers] if grain == "unit" else layers[0]
+        place = blocks[layers].block if grain == "unit" else layers[0]
         table.setdefault(place, {})[grain] = {f"{density:g}": error for density, error in row.items()}
     return table
 
