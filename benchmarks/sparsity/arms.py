@@ -26,6 +26,7 @@ class Arm:
     density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
     allocation: str = "uniform"      # of the density over blocks: uniform | searched
     saliency: str = "magnitude"
+    permute: bool = False            # hidden units are reordered first, for N:M to keep more
     made_up: bool = False            # training starts from weights that make up for the masked ones
     method: str | None = "sr_ste"
     steps: int = EQUAL_STEPS
@@ -38,6 +39,9 @@ OURS = Arm(name="ours", made_up=True, method="fixed")
 BASELINES = (
     Arm(name="dense", grain=None, method="dense"),
     Arm(name="one_shot", method=None),
+    Arm(name="one_shot_permuted", method=None, permute=True),
+    Arm(name="one_shot_activation", method=None, saliency="activation"),
+    Arm(name="one_shot_second_order", method=None, saliency="second_order"),
     Arm(name="one_shot_made_up", method=None, made_up=True),
     Arm(name="fixed", method="fixed"),
     Arm(name="ste", method="ste"),

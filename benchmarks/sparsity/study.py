@@ -17,13 +17,14 @@ from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, trajectory
-from tasks.core.sparsity import grain_mask, kept_shares
+from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
 from tasks.mask_search.allocate import Option, allocate
 from tasks.mask_search.allocate import uniform as one_density
 from tasks.mask_search.choose import macs_model
 from tasks.mask_search.masks import misfits
+from tasks.mask_search.permute import permute_model
 from tasks.mask_search.saliency import input_statistics, made_up, saliency
 from tasks.mask_search.sensitivity import cut_errors, cut_masks, priced, unit_cuts, unit_layers
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
@@ -39,17 +40,17 @@ CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the ac
 
 # ---- masks ----
 
-def masks_of(arm: Arm, lab: Lab) -> dict[str, Tensor]:
-    """Of the teacher's weights, by parameter name; what the grain does not divide stays dense and is named."""
+def masks_of(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
+    """Of this teacher's weights, by parameter name; what the grain does not divide stays dense and is named."""
     if arm.grain is None:
         return {}
     if arm.grain == "unit":
-        return cut_masks(lab.teacher.model, unit_plan(arm, lab))
-    layers = lab.teacher.prunable_layers()
+        return cut_masks(teacher.model, unit_plan(arm, lab))
+    layers = teacher.prunable_layers()
     unfit = misfits(layers, arm.grain)
     for name, reason in unfit.items():
         print(f"{lab.name} {arm.name}: {name} stays dense: {reason}", flush=True)
-    statistics = {} if arm.saliency == "magnitude" else input_statistics(lab.teacher, lab.calibration, layers.keys() - unfit)
+    statistics = {} if arm.saliency == "magnitude" else input_statistics(teacher, lab.calibration, layers.keys() - unfit)
     return {f"{name}.weight": grain_mask(saliency(layer.weight, statistics.get(name), arm.saliency), arm.grain, arm.density)
             for name, layer in layers.items() if name not in unfit}
 
@@ -93,13 +94,24 @@ def trained(arm: Arm, lab: Lab, seed: int) -> Student:
     steps = 0 if arm.method is None else arm.steps
     dropout = {} if lab.teacher.architecture == "dit" else {"label_dropout": 0.0}  # UNet2DModel has no null label
     settings = Settings(**{**COMMON, **dropout, **arm.settings, "steps": steps, "seed": seed})
-    checkpoint, masks = Checkpoint(lab.folder / "checkpoints", f"{arm.name}-{seed}"), masks_of(arm, lab)
-    layers = [name.removesuffix(".weight") for name, mask in masks.items() if name.endswith(".weight") and mask.ndim > 1]
-    start = made_up(lab.teacher.model, masks, input_statistics(lab.teacher, lab.calibration, layers)) if arm.made_up else {}
+    checkpoint = Checkpoint(lab.folder / "checkpoints", f"{arm.name}-{seed}")
+    teacher = permuted(lab.teacher, arm.grain) if arm.permute else lab.teacher
+    masks, start = masks_of(arm, lab, teacher), teacher.model.state_dict()
+    if arm.made_up:
+        layers = [name.removesuffix(".weight") for name, mask in masks.items() if name.endswith(".weight") and mask.ndim > 1]
+        start |= made_up(teacher.model, masks, input_statistics(teacher, lab.calibration, layers))
     student = train(lab.teacher, masks, arm.grain or "fine", arm.method or "fixed", lab.images, settings, checkpoint,
                     f"{lab.name} {arm.name} seed {seed}", start)
     checkpoint.clear()
     return student
+
+
+def permuted(teacher: Denoiser, grain: str) -> Denoiser:
+    """The same function, its hidden units in an order in which N:M keeps more of the weights' magnitude."""
+    other = Denoiser(copy.deepcopy(teacher.model), teacher.schedule)
+    permute_model(other.model, *parse_pattern(grain), {name: layer.weight.detach().abs()
+                                                       for name, layer in other.prunable_layers().items()})
+    return other
 
 
 def network_of(lab: Lab, arm: Arm, weights: dict[str, Tensor], masks: dict[str, Tensor]) -> Denoiser:
