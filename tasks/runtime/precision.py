@@ -121,11 +121,15 @@ class QuantConv2d(_Quantized):
 
 
 class Bf16Layer(nn.Module):
-    """Weight, bias and input cast to bf16, the output cast back."""
+    """Weight, bias and input cast to bf16, the output cast back. They are buffers: diffusers takes the type of a model's first
+    parameter for that of all (a UNet casts its time embedding to it)."""
 
     def __init__(self, base: nn.Module):
         super().__init__()
         self.layer = copy.deepcopy(base).to(torch.bfloat16)
+        for name, parameter in list(self.layer.named_parameters(recurse=False)):
+            delattr(self.layer, name)
+            self.layer.register_buffer(name, parameter.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.to(torch.bfloat16)).to(x.dtype)

@@ -147,6 +147,18 @@ def test_bf16_is_torchs_bf16(pair):
     assert torch.equal(model[0](x), layer(x.to(torch.bfloat16)).float())
 
 
+@pytest.mark.parametrize("which", ["first", "all"])
+def test_bf16_layers_do_not_change_the_type_of_the_rest(which, tiny_denoiser, tiny_states):
+    """A UNet casts its time embedding to the type of its first parameter, which is that of its first layer."""
+    layers = [name for name, m in tiny_denoiser.model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    states = tiny_states(tiny_denoiser, 2, 0)
+    before = tiny_denoiser(*states)
+    apply_precision(tiny_denoiser.model, dict.fromkeys(layers[:1] if which == "first" else layers, "bf16"), {})
+    after = tiny_denoiser(*states)
+    remove_precision(tiny_denoiser.model)
+    assert after.dtype == torch.float32 and 0 < (after - before).abs().max() < 0.1 * before.abs().max()
+
+
 @pytest.mark.parametrize(("plan", "message"), [
     ({"0": "w8a8", "9": "w8a8"}, "the model has no layer '9'"), ({"1": "w8a8"}, "is a GELU, not a Linear or Conv2d"),
     ({"0": "w8a2"}, "'w8a2' is not"), ({"2": "w8a8"}, "'2' is w8a8 but has no activation range")])
