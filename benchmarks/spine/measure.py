@@ -18,6 +18,7 @@ from benchmarks.results import append, read, write
 
 COLUMNS = ("machine", "variant", "seed", "metric", "value", "protocol")
 CLONES = ("first", "second")
+TAKEN_OVER = ("data", "pretrain_load", "profile")
 RUNNING = re.compile(r"^(\w+): running$", re.MULTILINE)  # what `make run` says when a stage starts
 AUTHOR = ("-c", "user.name=spine", "-c", "user.email=spine@localhost")
 
@@ -71,13 +72,17 @@ def test_run(work: Path) -> float:
 def clean_run(name: str) -> Callable[[Path], float]:
     """Wall time of `make run` in an installed clone that holds nothing computed, not even by an interrupted try."""
     def measure(work: Path) -> float:
-        clone = work / name
-        execute(("git", "checkout", "--quiet", "."), clone)
-        execute(("git", "clean", "-fdxq", "-e", ".venv", "-e", "*.egg-info"), clone)
-        execute(("make", "install"), clone)
-        return timed(("make", "run"), clone)
+        clean(work / name)
+        execute(("make", "install"), work / name)
+        return timed(("make", "run"), work / name)
 
     return measure
+
+
+def clean(clone: Path) -> None:
+    """As it was cloned, but for what is installed."""
+    execute(("git", "checkout", "--quiet", "."), clone)
+    execute(("git", "clean", "-fdxq", "-e", ".venv", "-e", "*.egg-info"), clone)
 
 
 def clean_after_noop(work: Path) -> float:
@@ -97,24 +102,29 @@ def checkout_restores(work: Path) -> float:
 
 
 def take_over_profile(work: Path) -> None:
-    """The second clone chooses from the first one's times: a profile is a frozen input of every choice made from it."""
+    """The second clone is cleaned, and chooses from the first one's times: a profile is a frozen input of every choice made
+    from it. What the profile was made from comes along."""
     first, second = (work / clone for clone in CLONES)
-    shutil.rmtree(second / "artifacts" / "profile")
-    shutil.copytree(first / "artifacts" / "profile", second / "artifacts" / "profile")
-    for report in (first / "reports").glob("profile*.json"):
-        shutil.copy(report, second / "reports")
-    execute(("dvc", "commit", "--force", "profile"), second)
+    clean(second)
+    for stage in TAKEN_OVER:
+        shutil.copytree(first / "artifacts" / stage, second / "artifacts" / stage)
+        for report in (first / "reports").glob(f"{stage}*.json"):
+            shutil.copy(report, second / "reports")
+    shutil.copy(first / "dvc.lock", second)
+    (second / "runs").mkdir()
+    shutil.copy(first / "runs" / "machine.json", second / "runs")
+    execute(("dvc", "commit", "--force", *TAKEN_OVER), second)
 
 
 def same_outs_through_kills(work: Path) -> dict[str, float]:
-    """The second clone runs again all that depends on the profile, and each of these stages is killed on the way."""
+    """The second clone runs again all that comes after the profile, and each of these stages is killed once on the way."""
     take_over_profile(work)
     first, second = (work / clone for clone in CLONES)
     walls = {path.stem: json.loads(path.read_text()).get("wall_s", 0) for path in (first / "runs").glob("*.json")}
-    killed: set[str] = set()
+    killed: list[str] = []
     while (stage := killed_in(("make", "run"), second, killed, walls)) is not None:
-        killed.add(stage)
-    print(f"killed and run again: {', '.join(sorted(killed))}", flush=True)
+        killed.append(stage)
+    print(f"killed once each: {', '.join(killed)}", flush=True)
     return same_outs(work)
 
 
@@ -127,7 +137,8 @@ def killed_in(command: Sequence[str], clone: Path, spared: Collection[str], wall
         printed = log.stat().st_size
         child = subprocess.Popen(command, cwd=clone, env=environment(clone), stdout=file, stderr=file)
     while child.poll() is None:
-        running = [stage for stage in RUNNING.findall(log.read_text()[printed:]) if stage not in spared]
+        said = log.read_bytes()[printed:].decode(errors="replace")
+        running = [stage for stage in RUNNING.findall(said) if stage not in spared]
         if running:
             time.sleep(walls.get(running[0], 0) / 2)
             kill_all(clone)
