@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tasks.core.cost import bitops, layer_costs
 from tasks.core.denoiser import Denoiser, Schedule
-from tasks.core.quality import EQUAL
+from tasks.core.quality import EQUAL, Difference, fid_name, kid_difference
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import spaced_timesteps
 from tasks.fid.sampling import Job
@@ -16,7 +18,7 @@ from tasks.fid.variants import read_files
 from tasks.runtime.packed import WEIGHTS
 
 BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
-SCREEN = 0.15         # relative FID above compressed's up to which a point stays a contender until more samples decide
+SURE = 3.0            # standard errors of KID above compressed's from which on a point counts as worse before the race ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,9 @@ def grid(precisions: Iterable[str], solvers: Iterable[str], spacings: Iterable[s
     return [Point(precision=p, solver=solver, spacing=spacing, steps=n) for p, solver, spacing, n in axes]
 
 
-def jobs(points: Sequence[Point], packages: Mapping[str, Recipe], schedule: Schedule, n: int, seed: int,
-         name: str | None = None) -> list[Job]:
-    """n samples of each point; name: instead of the points' own."""
-    return [Job(name=name or point.name, package=point.package, recipe=point.recipe(packages, schedule), n=n, seed=seed)
-            for point in points]
+def job(point: Point, packages: Mapping[str, Recipe], schedule: Schedule, n: int, seed: int, name: str | None = None) -> Job:
+    """n samples of the point; name: instead of its own."""
+    return Job(name=name or point.name, package=point.package, recipe=point.recipe(packages, schedule), n=n, seed=seed)
 
 
 def read_times(path: Path, batch: int, precisions: Iterable[str]) -> dict[str, float]:
@@ -84,13 +84,45 @@ def target_costs(points: Sequence[Point], target: str, speed: Mapping[str, float
     return {point.name: bitops(layers, point.recipe(recipes, teacher.schedule)) for point in points}
 
 
-def contenders(points: Sequence[Point], cost: Mapping[str, float], quality: Mapping[str, float], bar: float) -> list[Point]:
-    """The points that may be as good as compressed, cheapest first; of equally dear ones the best alone.
+# ---- the race ----
 
-    The few samples of a front are not enough to turn a point down by EQUAL: up to SCREEN above compressed's FID stay in.
+Draw = Callable[[Sequence[str], int, int], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far a point came: above is its KID less that of compressed, on as many samples of the same noise."""
+
+    samples: int
+    above: Difference
+
+
+def race(names: Sequence[str], bar: str, rounds: Sequence[int], draw: Draw, holdout: np.ndarray,
+         strata: Callable[[int], np.ndarray | None]) -> tuple[dict[str, Standing], dict[str, np.ndarray]]:
+    """Every name, and features of all samples of those that ran to the end and of `bar`, which is what they are compared with.
+
+    rounds: samples after which the clearly worse drop out, rising; the last is the end. draw(names, first, last): features of
+    samples first .. last - 1. holdout: features (M, D). strata(n): classes of the first n samples, or None.
+    The rounds save samples, they do not choose: a point as good as `bar` is lost with a chance of 1 in 700 a round.
     """
-    best_of = {cost[p.name]: p for p in sorted(points, key=lambda p: quality[p.name], reverse=True)}
-    return [best_of[c] for c in sorted(best_of) if quality[best_of[c].name] <= bar * (1 + SCREEN)]
+    standings: dict[str, Standing] = {}
+    seen = dict.fromkeys((*names, bar), np.empty((0, holdout.shape[1])))
+    alive = list(names)
+    for first, last in itertools.pairwise((0, *rounds)):
+        drawn = draw([*alive, bar], first, last)
+        seen = {name: np.concatenate([seen[name], drawn[name]]) for name in (*alive, bar)}
+        for name in alive:
+            above = kid_difference(seen[name], seen[bar], holdout, strata(last))
+            standings[name] = Standing(samples=last, above=above)
+        if last != rounds[-1]:
+            alive = still_racing(alive, standings)
+    return standings, seen
+
+
+def still_racing(names: Sequence[str], standings: Mapping[str, Standing]) -> list[str]:
+    """Those not shown to be worse; if all are, the one that is so by the least."""
+    kept = [name for name in names if standings[name].above.estimate <= SURE * standings[name].above.error]
+    return kept or [min(names, key=lambda name: standings[name].above.estimate)]
 
 
 @dataclass(frozen=True)
@@ -98,27 +130,35 @@ class Front:
     """The measured grid and the point that stands for it as the variant dull_best."""
 
     points: Sequence[Point]
-    speed: Mapping[str, float]    # images/s by point name
-    cost: Mapping[str, float]     # on goal.target, by point name
-    quality: Mapping[str, float]  # FID by point name
-    bar: float                    # compressed's FID on the same seeds
+    speed: Mapping[str, float]          # images/s by point name
+    cost: Mapping[str, float]           # on goal.target, by point name
+    standings: Mapping[str, Standing]   # by point name
+    fids: Mapping[str, float]           # of those that ran to the end, by point name
+    bar: float                          # compressed's FID on the same noise
     best: Point
-    qualifies: bool               # whether best is as good as compressed
+    qualifies: bool                     # whether best is as good as compressed
 
     @classmethod
-    def of(cls, points: Sequence[Point], speed: Mapping[str, float], cost: Mapping[str, float], quality: Mapping[str, float],
-           bar: float, confirm: Callable[[Point], bool]) -> "Front":
-        """best: the cheapest contender that more samples confirm to be as good as compressed, or the point of lowest FID."""
-        found = next(filter(confirm, contenders(points, cost, quality, bar)), None)
-        best = found or min(points, key=lambda point: (quality[point.name], cost[point.name]))
-        return cls(points, speed, cost, quality, bar, best, found is not None)
+    def of(cls, points: Sequence[Point], speed: Mapping[str, float], cost: Mapping[str, float],
+           standings: Mapping[str, Standing], fids: Mapping[str, float], bar: float) -> "Front":
+        """best: the cheapest as good as compressed, of equally dear ones the better; if none is, the point of lowest FID."""
+        ran = [point for point in points if point.name in fids]
+        equal = [point for point in ran if equal_quality(fids[point.name], bar)]
+        best = min(equal, key=lambda point: (cost[point.name], fids[point.name]), default=None) or min(
+            ran, key=lambda point: (fids[point.name], cost[point.name]))
+        return cls(points, speed, cost, standings, fids, bar, best, bool(equal))
 
-    def table(self, metric: str) -> list[dict]:
-        """A row per point; metric: the name of the FID."""
-        tried = contenders(self.points, self.cost, self.quality, self.bar)
-        return [{"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,
-                 "images_per_s": self.speed[p.name], "cost": self.cost[p.name], metric: self.quality[p.name],
-                 "contender": p in tried, "best": p == self.best} for p in self.points]
+    def table(self) -> list[dict]:
+        """A row per point; the FID of those that ran to the end, under the name of its samples."""
+        rows = []
+        for p in self.points:
+            standing = self.standings[p.name]
+            fid = {fid_name(standing.samples): self.fids[p.name]} if p.name in self.fids else {}
+            rows.append({"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,
+                         "images_per_s": self.speed[p.name], "cost": self.cost[p.name], "samples": standing.samples,
+                         "kid_above": standing.above.estimate, "kid_above_error": standing.above.error, **fid,
+                         "best": p == self.best})
+        return rows
 
 
 def equal_quality(fid: float, bar: float) -> bool:

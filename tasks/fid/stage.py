@@ -9,7 +9,7 @@ Left out: guidance (scale 1 throughout); FID against published reference sets.
 """
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from tasks.core.artifacts import Inputs, Report, digest, hash_file, write_json
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
-from tasks.core.quality import EQUAL, features, fid, fid_name
+from tasks.core.quality import EQUAL, features, fid, fid_name, strata_of
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import SPACINGS
+from tasks.core.sampler import SPACINGS, labels_for
 from tasks.data.features import load_feature_net, load_inception, load_labels, load_reference
 from tasks.fid import dull, measure
 from tasks.fid.measure import Judge, Seen
@@ -44,8 +44,7 @@ class DullParams:
     solvers: tuple[str, ...]      # ddim | dpm2m
     spacings: tuple[str, ...]     # uniform | logsnr | quadratic
     steps: tuple[int, ...]
-    samples: int                  # of every point
-    confirm: int                  # further ones, of the cheapest points that may be as good as compressed
+    rounds: tuple[int, ...]       # samples after which points that are clearly worse than compressed drop out; the last decides
     seed: int
     batch: int                    # of the profile's times that say how fast a point is
 
@@ -55,11 +54,14 @@ class DullParams:
                 raise ValueError(f"fid.dull.{name}: [] is empty; the front needs at least one")
             for value in getattr(self, name):
                 check_choice(f"fid.dull.{name}", value, choices)
-        if not self.steps:
-            raise ValueError("fid.dull.steps: [] is empty; the front needs at least one")
-        for n in self.steps:
-            check_range("fid.dull.steps", n, 1, 1000)
-        for name, low, high in (("samples", 10, 10**6), ("confirm", 10, 10**6), ("seed", 0, 10**6), ("batch", 1, 4096)):
+        for name, low, high in (("steps", 1, 1000), ("rounds", 10, 10**6)):
+            if not getattr(self, name):
+                raise ValueError(f"fid.dull.{name}: [] is empty; the front needs at least one")
+            for value in getattr(self, name):
+                check_range(f"fid.dull.{name}", value, low, high)
+        if list(self.rounds) != sorted(set(self.rounds)):
+            raise ValueError(f"fid.dull.rounds: {list(self.rounds)} does not rise")
+        for name, low, high in (("seed", 0, 10**6), ("batch", 1, 4096)):
             check_range(f"fid.dull.{name}", getattr(self, name), low, high)
 
 
@@ -89,17 +91,17 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     draw = partial(sample, params=params, inputs=inputs, make=make)
     front = dull_front(params, inputs, teacher, recipes, draw)
     jobs = [*variant_jobs(recipes, params.samples, params.seed),
-            *dull.jobs([front.best], recipes, teacher.schedule, params.samples, params.seed, name="dull_best")]
+            dull.job(front.best, recipes, teacher.schedule, params.samples, params.seed, name="dull_best")]
     images, twins, finer = draw_variants(jobs, recipes["dense"], teacher, params, draw)
     rows = measured(images, twins, finer, params, inputs, teacher.num_classes)
     for job in jobs:
         rows[job.name] |= {"nfe": job.recipe.nfe, "solver": job.recipe.solver}
     rows["dull_best"] |= {"point": front.best.name, "as_good_as_compressed": front.qualifies,
-                          "selection_samples": params.dull.confirm}
+                          "selection_samples": params.dull.rounds[-1]}
     write_front(front, jobs[-1].recipe, params, out)
     write_samples(out / "samples", images)
     write_rows(out / "fid.csv", [{"variant": name, **row} for name, row in rows.items()])
-    return Report({**rows, "dull": front.table(fid_name(params.dull.samples)), "protocol": protocol(params, inputs["data"])})
+    return Report({**rows, "dull": front.table(), "protocol": protocol(params, inputs["data"])})
 
 
 def sample(jobs: list[Job], label: str, *, params: Params, inputs: Inputs,
@@ -112,30 +114,30 @@ def sample(jobs: list[Job], label: str, *, params: Params, inputs: Inputs,
 
 
 def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mapping[str, Recipe], draw: Draw) -> dull.Front:
-    """Measure the grid, and compressed, on the selection seeds and the search net; then the contenders on more samples."""
-    how = params.dull
+    """Race the grid against compressed on the selection seeds and the search net."""
+    how, data = params.dull, inputs["data"]
     times = dull.read_times(inputs["profile"] / "model.csv", how.batch, how.precisions)
     points = dull.grid(how.precisions, how.solvers, how.spacings, how.steps)
-    bar = Job(name="dull_bar", package="compressed", recipe=recipes["compressed"], n=how.samples, seed=how.seed)
-    net, reference = load_feature_net(inputs["data"], "search"), load_reference(inputs["data"], "search")
+    bar = Job(name="dull_bar", package="compressed", recipe=recipes["compressed"], n=how.rounds[-1], seed=how.seed)
+    jobs = {job.name: job for job in (bar, *(dull.job(point, recipes, teacher.schedule, bar.n, how.seed) for point in points))}
+    net, reference = load_feature_net(data, "search"), load_reference(data, "search")
 
-    def scores(jobs: list[Job], label: str) -> dict[str, float]:
-        return {name: fid(features(net, found), reference) for name, found in draw(jobs, label).items()}
+    def more(names: Sequence[str], first: int, last: int) -> dict[str, np.ndarray]:
+        asked = {f"{name}_{first}": name for name in names}
+        fresh = [replace(jobs[name], name=key, first=first, n=last - first) for key, name in asked.items()]
+        found = draw(fresh, f"fid: the dull front, {len(names) - 1} points to {last} samples")
+        return {asked[key]: features(net, images) for key, images in found.items()}
 
-    def more(job: Job) -> float:
-        fresh = replace(job, name=f"{job.name}_more", n=how.confirm, first=how.samples)
-        return scores([fresh], f"fid: more of {job.name}")[fresh.name]
-
-    def confirm(point: dull.Point) -> bool:
-        return dull.equal_quality(more(by_name[point.name]), more_of_bar)
-
-    by_name = {job.name: job for job in dull.jobs(points, recipes, teacher.schedule, how.samples, how.seed)}
-    measured, more_of_bar = scores([*by_name.values(), bar], "fid: sampling the dull front"), more(bar)
+    standings, seen = dull.race([point.name for point in points], bar.name, how.rounds, more,
+                                features(net, np.load(data / "holdout.npy")),
+                                lambda n: strata_of(asked_labels(n, teacher.num_classes)))
+    fids = {name: fid(found, reference) for name, found in seen.items()}
     speed = {point.name: dull.images_per_s(point, times, how.batch) for point in points}
     cost = dull.target_costs(points, params.goal.target, speed, inputs["package"], recipes, teacher)
-    front = dull.Front.of(points, speed, cost, measured, measured[bar.name], confirm)
+    reached = fids.pop(bar.name)
+    front = dull.Front.of(points, speed, cost, standings, fids, reached)
     if not front.qualifies:
-        print(f"fid: no point of the dull front reached compressed's quality on {how.confirm} selection samples; "
+        print(f"fid: no point of the dull front reached compressed's quality on {bar.n} selection samples; "
               f"dull_best is the one of the lowest FID, {front.best.name}")
     return front
 
@@ -157,7 +159,7 @@ def measured(images: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], 
     train, holdout = np.load(data / "train.npy"), np.load(data / "holdout.npy")
     judge = Judge.of(load_feature_net(data, "report"), holdout, load_labels(data, "holdout"), load_reference(data, "report"))
     seen = {name: Seen.of(judge, found) for name, found in images.items()}
-    labels = np.arange(params.samples) % num_classes if num_classes else None  # as sampler.labels_for
+    labels = asked_labels(params.samples, num_classes)
     rows = {name: measure.distribution(s, judge, labels) for name, s in track(seen.items(), len(seen), "fid: metrics")}
     found = {name: s.features for name, s in seen.items()}
     dense_twins = {name: features(judge.net, x) for name, x in twins.items()}
@@ -167,6 +169,12 @@ def measured(images: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], 
     add(rows, {name: measure.memorised(images[name], train, holdout, rng) for name in ("dense", "compressed")})
     add(rows, inception_fids(images, data))
     return rows
+
+
+def asked_labels(n: int, num_classes: int) -> np.ndarray | None:
+    """What samples 0 .. n - 1 are asked to show; None from a teacher without classes."""
+    labels = labels_for(range(n), num_classes)
+    return None if labels is None else labels.numpy()
 
 
 def add(rows: dict[str, dict], more: Mapping[str, dict]) -> None:
@@ -185,17 +193,21 @@ def inception_fids(images: Mapping[str, np.ndarray], data: Path) -> dict[str, di
 
 def protocol(params: Params, data: Path) -> dict:
     """What a reader needs to repeat the numbers."""
+    *early, decisive = params.dull.rounds
+    dropping = " and ".join(map(str, early)) or "no"
     reference = digest([hash_file(data / f"reference_report_{part}.npy") for part in ("mu", "sigma")])
     return {"samples": params.samples, "seed": params.seed, "feature net": "report, trained on the train split",
             "reference": f"holdout, {len(np.load(data / 'holdout.npy', mmap_mode='r'))} images, {reference}",
             "backend": f"OpenVINO, batch {params.batch}", "fidelity pairs": params.pairs, "resamples": params.resamples,
-            "dull front": f"{params.dull.samples} samples of seed {params.dull.seed} on the search net; dull_best: the least "
-                          f"{params.goal.target} with a FID of {params.dull.confirm} more up to {EQUAL:.0%} above compressed's"}
+            "dull front": f"seed {params.dull.seed}, search net; points drop out after {dropping} samples where their KID is "
+                          f"{dull.SURE:g} standard errors above compressed's; dull_best: the least {params.goal.target} with a "
+                          f"FID of {decisive} samples up to {EQUAL:.0%} above compressed's"}
 
 
 def write_front(front: dull.Front, recipe: Recipe, params: Params, out: Path) -> None:
-    metric = fid_name(params.dull.samples)
-    write_rows(out / "dull.csv", [*front.table(metric), {"name": "compressed", metric: front.bar}])
+    n = params.dull.rounds[-1]
+    compressed = {"name": "compressed", "samples": n, "kid_above": 0.0, fid_name(n): front.bar}
+    write_rows(out / "dull.csv", [*front.table(), compressed])
     write_json(out / "dull_best.json", {"package": front.best.package, "recipe": recipe.to_json(), "point": front.best.name,
                                         "as_good_as_compressed": front.qualifies})
 

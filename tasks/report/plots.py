@@ -19,6 +19,7 @@ COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "surface": "
 SERIES = tuple(COLOURS[name] for name in ("blue", "orange", "green", "pink"))
 WIDTH = 10.0  # inches of every figure, so that type has one size on the page
 PLACES = ((8, 0), (-8, 0), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 18), (6, -18))  # of a name around its point, in points
+LINEAR = 1e-3  # KID on either side of 0 between which its axis is linear
 MARKERS = {"fp32": "o", "bf16": "s", "int8": "D"}
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "diffpress", "path.simplify": True,
@@ -33,11 +34,11 @@ STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One way to sample: images/s, FID, and what it is called."""
+    """One way to sample: images/s, distance to real images as the panel measures it, and what it is called."""
 
     name: str
     images_per_s: float
-    fid: float
+    distance: float
     kind: str = ""   # of a dull point: its precision
 
 
@@ -66,20 +67,25 @@ def svg(figure: Figure, title: str) -> str:
 
 # ---- quality against speed ----
 
-def front(points: Sequence[Point], fid_name: str, dull: Sequence[Point], bar: Point, dull_name: str, speed: str) -> str:
-    """Two panels with the same speeds: every variant on the report net; every dull point, and compressed (bar), on the search
-    net. FIDs of different nets share no axis. speed: what the horizontal axis counts."""
+def front(points: Sequence[Point], fid_name: str, dull: Sequence[Point], compressed: float, speed: str) -> str:
+    """Two panels with the same speeds: the FID of every variant on the report net; the KID of every dull point less that of
+    compressed, on the search net. compressed: its images/s. speed: what the horizontal axis counts."""
+    bar = Point(name="compressed", images_per_s=compressed, distance=0.0)
+
     def draw(axes: np.ndarray) -> None:
         draw_variants(axes[0], points)
         draw_dull(axes[1], dull)
+        axes[1].axhline(0, color=COLOURS["muted"], linewidth=0.5)
         draw_variants(axes[1], [bar])
         titles = ("the variants", "compressed and the dull front")
-        names = (f"{fid_name}, report net", f"{dull_name}, search net")
+        names = (f"{fid_name}, report net", "KID above compressed's, search net")
         for panel, name, title in zip(axes, names, titles, strict=True):
-            panel.set(xscale="log", yscale="log", xlabel=f"{speed}; further right is better", ylabel=f"{name}; lower is better")
+            panel.set(xscale="log", xlabel=f"{speed}; further right is better", ylabel=f"{name}; lower is better")
             panel.set_title(title, pad=22)
             panel.margins(x=0.12)
-            plain_ticks(panel.xaxis, panel.yaxis)
+        axes[0].set_yscale("log")
+        axes[1].set_yscale("symlog", linthresh=LINEAR)
+        plain_ticks(axes[0].xaxis, axes[0].yaxis, axes[1].xaxis)
         axes[1].legend(loc="lower left", bbox_to_anchor=(-0.03, 0.99), ncols=4, handletextpad=0.2, columnspacing=1,
                        borderpad=0.2)
         axes[0].figure.draw_without_rendering()  # the layout is settled from here on
@@ -92,39 +98,40 @@ def front(points: Sequence[Point], fid_name: str, dull: Sequence[Point], bar: Po
 def draw_variants(axes: Axes, points: Sequence[Point]) -> None:
     for point in points:
         ours = point.name == "compressed"
-        axes.plot(point.images_per_s, point.fid, "o", color=COLOURS["orange" if ours else "blue"], markersize=8 if ours else 5)
+        axes.plot(point.images_per_s, point.distance, "o", color=COLOURS["orange" if ours else "blue"],
+                  markersize=8 if ours else 5)
 
 
 def draw_dull(axes: Axes, dull: Sequence[Point]) -> None:
     """Every dull point, and the staircase of those that no other one beats in both."""
     for kind in sorted({point.kind for point in dull}):
         members = [point for point in dull if point.kind == kind]
-        axes.plot([p.images_per_s for p in members], [p.fid for p in members], MARKERS.get(kind, "v"), color=COLOURS["muted"],
-                  markerfacecolor="none", markersize=4, label=kind)
+        axes.plot([p.images_per_s for p in members], [p.distance for p in members], MARKERS.get(kind, "v"),
+                  color=COLOURS["muted"], markerfacecolor="none", markersize=4, label=kind)
     if best := pareto(dull):
-        axes.step([p.images_per_s for p in best], [p.fid for p in best], where="pre", color=COLOURS["muted"], linewidth=1,
+        axes.step([p.images_per_s for p in best], [p.distance for p in best], where="pre", color=COLOURS["muted"], linewidth=1,
                   label="front")
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """Those that no other point beats in speed and FID, from slow to fast."""
+    """Those that no other point beats in speed and distance, from slow to fast."""
     kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.images_per_s, p.fid)):
-        if not kept or point.fid < kept[-1].fid:
+    for point in sorted(points, key=lambda p: (-p.images_per_s, p.distance)):
+        if not kept or point.distance < kept[-1].distance:
             kept.append(point)
     return kept[::-1]
 
 
 def label_points(axes: Axes, points: Sequence[Point]) -> None:
     """Each name at the first place around its point where it covers neither another name nor another point."""
-    at = [axes.transData.transform((point.images_per_s, point.fid)) for point in points]
+    at = [axes.transData.transform((point.images_per_s, point.distance)) for point in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
     for point, (x, y) in zip(points, at, strict=True):
         places = [box(x + dx, y + dy, point.name, dx < 0) for dx, dy in PLACES]
         place = next((i for i, b in enumerate(places) if not any(overlap(b, other) for other in taken)), 0)
         taken.append(places[place])
-        said = axes.annotate(point.name, (point.images_per_s, point.fid), PLACES[place], textcoords="offset points", fontsize=8,
-                             va="center", ha="right" if PLACES[place][0] < 0 else "left",
+        said = axes.annotate(point.name, (point.images_per_s, point.distance), PLACES[place], textcoords="offset points",
+                             fontsize=8, va="center", ha="right" if PLACES[place][0] < 0 else "left",
                              fontweight="bold" if point.name == "compressed" else "normal")
         said.set_in_layout(False)
 

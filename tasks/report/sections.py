@@ -46,30 +46,28 @@ def all_plots(rows: dict[str, Row], setting: tuple[str, int], inputs: Inputs) ->
 
 def front(rows: dict[str, Row], setting: tuple[str, int], fid: Path) -> Plot:
     key, speeds = fid_key(rows), {name: row.images_per_s(*setting) for name, row in rows.items()}
-    ours = [plots.Point(name=name, images_per_s=speeds[name], fid=row.quality[key]) for name, row in rows.items()
+    ours = [plots.Point(name=name, images_per_s=speeds[name], distance=row.quality[key]) for name, row in rows.items()
             if speeds[name] and key in row.quality]
-    dull, bar, dull_key = read_dull(fid / "dull.csv", speeds["dull_best"])
-    drawing = plots.front(ours, key, dull, plots.Point(name="compressed", images_per_s=speeds["compressed"], fid=bar), dull_key,
+    drawing = plots.front(ours, key, read_dull(fid / "dull.csv", speeds["dull_best"]), speeds["compressed"],
                           f"images/s ({setting[0]}, batch {setting[1]})")
     return Plot(title="Quality against speed", svg=drawing,
                 text="The dull front is what anyone gets from fewer steps, a better solver and one precision for all layers; "
                      "what lies below and to the right of it is a gain. dull_best was selected on it with other seeds and the "
-                     "net that guides the search, so the two panels share no FID. Speeds of dull points are the profile's, in "
-                     "proportion to that of dull_best, which was measured.")
+                     "net that guides the search. Each point is compared with compressed on the same noise; clearly worse ones "
+                     "were given fewer samples, by which KID, unlike FID, is not biased. Speeds of dull points are the "
+                     "profile's, in proportion to that of dull_best, which was measured.")
 
 
-def read_dull(path: Path, measured: float) -> tuple[list[plots.Point], float, str]:
-    """fid/dull.csv -> the points of the grid, the FID of compressed on the same seeds and net, that FID's name.
+def read_dull(path: Path, measured: float) -> list[plots.Point]:
+    """fid/dull.csv -> the points of the grid, their KID less that of compressed.
 
     measured: images/s of dull_best; the profile's speeds are scaled by one factor so that it has this one.
     """
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    key = next(name for name in rows[0] if name.startswith("fid_"))
+        rows = [row for row in csv.DictReader(file) if row["precision"]]
     factor = measured / next(float(row["images_per_s"]) for row in rows if row["best"] == "True")
-    points = [plots.Point(name=row["name"], images_per_s=factor * float(row["images_per_s"]), fid=float(row[key]),
-                          kind=row["precision"]) for row in rows if row["precision"]]
-    return points, next(float(row[key]) for row in rows if row["name"] == "compressed"), key
+    return [plots.Point(name=row["name"], images_per_s=factor * float(row["images_per_s"]), distance=float(row["kid_above"]),
+                        kind=row["precision"]) for row in rows]
 
 
 def cache(package: Path) -> Plot | None:

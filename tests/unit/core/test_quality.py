@@ -66,6 +66,24 @@ def test_kid_of_sets_with_fixed_numbers_per_class_is_unbiased_too():
         quality.kid(np.zeros((3, 2)), np.zeros((3, 2)), np.array([0, 0, 7]))
 
 
+def test_a_difference_of_kids_is_that_of_the_kids_and_its_error_covers():
+    """One-sided bounds of 400 pairs whose sets differ by a shift; the truth is the mean over all."""
+    rng, labels = np.random.default_rng(4), np.arange(100) % 5
+    centres, y = 2 * rng.standard_normal((5, 4)), rng.standard_normal((400, 4))
+    found = []
+    for _ in range(400):
+        base = rng.standard_normal((100, 4)) + centres[labels]
+        found.append(quality.kid_difference(base + 0.1, base, y, labels))
+    assert found[-1].estimate == pytest.approx(quality.kid(base + 0.1, y, labels) - quality.kid(base, y, labels), rel=1e-9)
+    truth = np.mean([d.estimate for d in found])
+    assert np.mean([d.upper95 >= truth for d in found]) == pytest.approx(0.95, abs=0.035)
+    loose = quality.kid_difference(base + 0.1, base, y)
+    assert loose.error > 1.2 * found[-1].error  # strata take the spread between classes out
+    with pytest.raises(ValueError, match="are not pairs"):
+        quality.kid_difference(base[1:], base, y)
+
+
+
 def test_precision_and_recall_by_hand():
     # With k = 1 a ball reaches the nearest neighbour: radii 1, 1, 1 around the reference and 0.5, 0.5, 20.5 around x.
     reference = np.array([[0.0], [1.0], [2.0]])

@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from tasks.core import quality
 from tasks.core.artifacts import write_json
 from tasks.core.cost import LayerCost
+from tasks.core.quality import Difference
 from tasks.core.recipe import Recipe
 from tasks.fid import dull
-from tasks.fid.dull import Front, Point
+from tasks.fid.dull import Front, Point, Standing
 
 
 def point(precision: str, steps: int, solver: str = "ddim") -> Point:
@@ -20,8 +23,11 @@ SPEED = {FP32.name: 100.0, INT8.name: 300.0, SLOW.name: 150.0}
 SECONDS = {name: 1 / images_per_s for name, images_per_s in SPEED.items()}
 
 
-def always(point: Point) -> bool:
-    return True
+def front_of(points, cost, fids, bar, speed=SPEED) -> Front:
+    """fids: of each point; None: it dropped out after 250 samples."""
+    ran = {p.name: fid for p, fid in zip(points, fids, strict=True) if fid is not None}
+    standings = {p.name: Standing(samples=1000 if p.name in ran else 250, above=Difference(0.01, 0.002)) for p in points}
+    return Front.of(points, speed, cost, standings, ran, bar)
 
 
 class Linear:
@@ -36,31 +42,17 @@ def test_the_grid_is_full_and_changes_package_as_rarely_as_possible():
     assert points[0].name == "ddim_uniform_4_fp32"
 
 
-@pytest.mark.parametrize(("quality", "bar", "best", "qualifies"), [
+@pytest.mark.parametrize(("fids", "bar", "best", "qualifies"), [
     ((3.0, 5.0, 4.0), 4.0, SLOW, True),    # equal counts; the fastest of those that reach the bar
     ((3.0, 3.5, 4.0), 4.0, INT8, True),
     ((3.0, 4.19, 4.0), 4.0, INT8, True),   # worse by less than the 5 % that compressed may be worse, too
     ((3.0, 4.21, 4.0), 4.0, SLOW, True),
     ((3.0, 5.0, 4.0), 2.0, FP32, False),   # none reaches it: the best quality
+    ((3.0, None, 4.0), 4.0, SLOW, True),   # the fastest dropped out
 ])
-def test_the_fastest_of_equal_quality_or_else_the_best(quality, bar, best, qualifies):
-    front = Front.of([FP32, INT8, SLOW], SPEED, SECONDS, found := dict(zip(SPEED, quality, strict=True)), bar,
-                     lambda p: dull.equal_quality(found[p.name], bar))
+def test_the_fastest_of_equal_quality_or_else_the_best(fids, bar, best, qualifies):
+    front = front_of([FP32, INT8, SLOW], SECONDS, fids, bar)
     assert (front.best, front.qualifies) == (best, qualifies)
-
-
-def test_contenders_are_asked_in_the_order_of_cost_until_one_is_confirmed():
-    """Eight percent above on few samples is no reason to turn the fastest point down; sixteen is."""
-    asked = []
-    points, quality = [FP32, INT8, SLOW], {FP32.name: 4.0, INT8.name: 4.3, SLOW.name: 3.9}
-    front = Front.of(points, SPEED, SECONDS, quality, 4.0, lambda p: asked.append(p) or p == SLOW)
-    assert asked == [INT8, SLOW] and front.best == SLOW and front.qualifies
-    assert dull.contenders(points, SECONDS, quality | {INT8.name: 4.64}, 4.0) == [SLOW, FP32]
-
-
-def test_a_point_that_more_samples_do_not_confirm_does_not_qualify():
-    front = Front.of([FP32, INT8], SPEED, SECONDS, {FP32.name: 3.0, INT8.name: 3.0}, 4.0, lambda p: False)
-    assert front.best == INT8 and not front.qualifies
 
 
 @pytest.mark.parametrize(("target", "costs", "best"), [
@@ -77,28 +69,70 @@ def test_the_best_is_the_best_on_the_goals_target(target, costs, best, tmp_path,
     points = [FP32, INT8, SLOW]
     found = dull.target_costs(points, target, SPEED, tmp_path, packages, SimpleNamespace(schedule=Linear()))
     assert tuple(found.values()) == pytest.approx(costs)
-    assert Front.of(points, SPEED, found, {FP32.name: 2.0, INT8.name: 3.9, SLOW.name: 3.0}, 4.0, always).best == best
+    assert front_of(points, found, (2.0, 3.9, 3.0), 4.0).best == best
 
 
 def test_fewer_operations_win_where_they_are_slower():
     """Two steps in fp32 against eight in int8 on a machine where int8 is ten times as fast."""
     few = point("fp32", 2)
     speed, operations = {few.name: 100.0, SLOW.name: 250.0}, {few.name: 50.0, SLOW.name: 60.0}
-    assert Front.of([few, SLOW], speed, operations, dict.fromkeys(speed, 1.0), 1.0, always).best == few
+    assert front_of([few, SLOW], operations, (1.0, 1.0), 1.0, speed).best == few
 
 
 def test_equal_speed_is_decided_by_quality():
     other = point("int8", 4, "dpm2m")
     same = {INT8.name: 1.0, other.name: 1.0}
-    front = Front.of([INT8, other], same, same, {INT8.name: 3.0, other.name: 2.0}, 4.0, always)
-    assert front.best == other
+    assert front_of([INT8, other], same, (3.0, 2.0), 4.0, same).best == other
 
 
 def test_the_table_holds_every_point_and_marks_one():
-    table = Front.of([FP32, INT8], SPEED, SECONDS, {FP32.name: 3.0, INT8.name: 5.0}, 4.0, always).table("fid_250")
-    assert [row["best"] for row in table] == [True, False]
+    table = front_of([FP32, INT8], SECONDS, (3.0, None), 4.0).table()
+    assert [row["best"] for row in table] == [True, False] and table[0]["fid_1k"] == 3.0
     assert table[1] == {"name": "ddim_uniform_4_int8", "precision": "int8", "solver": "ddim", "spacing": "uniform", "nfe": 4,
-                        "images_per_s": 300.0, "cost": 1 / 300, "fid_250": 5.0, "contender": False, "best": False}
+                        "images_per_s": 300.0, "cost": 1 / 300, "samples": 250, "kid_above": 0.01, "kid_above_error": 0.002,
+                        "best": False}
+
+
+# ---- the race ----
+
+HOLDOUT = np.random.default_rng(99).standard_normal((500, 8))
+
+
+def gaussians(shift: dict[str, float], asked: list):
+    """draw() of a race: the same noise for all, moved by shift; what is asked for is noted."""
+    noise = np.random.default_rng(0).standard_normal((1000, 8))
+
+    def draw(names, first, last):
+        asked.append((sorted(names), first, last))
+        return {name: noise[first:last] + shift[name] for name in names}
+
+    return draw
+
+
+def test_the_clearly_worse_drop_out_and_the_others_run_to_the_end():
+    asked, shift = [], {"bar": 0.0, "same": 0.01, "better": -0.02, "worse": 0.3, "far": 1.0}
+    standings, seen = dull.race(["same", "better", "worse", "far"], "bar", [50, 200, 1000], gaussians(shift, asked), HOLDOUT,
+                                lambda n: None)
+    assert asked == [(["bar", "better", "far", "same", "worse"], 0, 50), (["bar", "better", "same", "worse"], 50, 200),
+                     (["bar", "better", "same"], 200, 1000)]
+    assert {name: s.samples for name, s in standings.items()} == {"same": 1000, "better": 1000, "worse": 200, "far": 50}
+    assert set(seen) == {"bar", "same", "better"} and all(len(x) == 1000 for x in seen.values())
+    assert standings["far"].above.estimate > standings["worse"].above.estimate > 0
+
+
+def test_somebody_reaches_the_end():
+    draw = gaussians({"bar": 0.0, "far": 1.0, "farther": 2.0}, [])
+    standings, seen = dull.race(["far", "farther"], "bar", [50, 100], draw, HOLDOUT, lambda n: None)
+    assert set(seen) == {"bar", "far"} and standings["farther"].samples == 50
+
+
+def test_few_samples_of_less_variance_are_not_taken_for_good_ones():
+    """Three quarters of the variance: FID of 20 samples in 8 dimensions calls it the better set, KID does not."""
+    noise = np.random.default_rng(1).standard_normal((2000, 8))
+    reference = quality.Gaussian.of(noise[1000:])
+    fids = [np.mean([quality.fid(s * noise[i:i + 20], reference) for i in range(0, 1000, 20)]) for s in (1.0, 0.85)]
+    above = [quality.kid_difference(0.85 * noise[i:i + 20], noise[i:i + 20], noise[1000:]).estimate for i in range(0, 1000, 20)]
+    assert fids[1] < fids[0] and np.mean(above) > 0
 
 
 def test_times_are_the_shipping_backends_at_one_batch(tmp_path):

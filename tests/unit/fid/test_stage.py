@@ -19,8 +19,8 @@ from tasks.fid.sampling import sample_jobs as draw
 from tasks.runtime import graph
 
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=None, max_size=None)
-DULL = stage.DullParams(precisions=("fp32", "int8"), solvers=("ddim",), spacings=("uniform",), steps=(2, 6), samples=60,
-                        confirm=80, seed=7, batch=8)
+DULL = stage.DullParams(precisions=("fp32", "int8"), solvers=("ddim",), spacings=("uniform",), steps=(2, 6),
+                        rounds=(40, 80), seed=7, batch=8)
 PARAMS = stage.Params(samples=100, pairs=20, batch=20, seed=1, resamples=50, dull=DULL, goal=GOAL)
 HERE = Cluster(ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_worker=0, max_attempts=1, max_object_mb=1,
                              storage_uri=None, connect_timeout_s=1, start_timeout_s=1))
@@ -109,8 +109,17 @@ def test_dull_best_is_the_fastest_that_is_as_good_as_compressed(inputs, fakes, t
     assert (best["package"], best["point"]) == ("dull_int8", "ddim_uniform_2_int8")
     assert best["recipe"]["precision"] == INT8 and len(best["recipe"]["timesteps"]) == 2
     assert numbers["dull_best"]["as_good_as_compressed"] and numbers["dull_best"]["nfe"] == 2
-    assert len(numbers["dull"]) == 4 and all("fid_60" in point for point in numbers["dull"])
+    assert len(numbers["dull"]) == 4 and next(point for point in numbers["dull"] if point["best"])["fid_80"] > 0
     assert (tmp_path / "fid" / "dull.csv").read_text().splitlines()[-1].startswith("compressed,")
+
+
+def test_points_that_are_clearly_worse_drop_out_after_few_samples(inputs, fakes, tmp_path, monkeypatch):
+    monkeypatch.setitem(HARM, "dull_int8", 0.9)
+    points = {point["name"]: point for point in run(inputs, tmp_path / "fid")["dull"]}
+    assert {name: point["samples"] for name, point in points.items()} == {
+        "ddim_uniform_2_fp32": 80, "ddim_uniform_6_fp32": 80, "ddim_uniform_2_int8": 40, "ddim_uniform_6_int8": 40}
+    assert {name for name, point in points.items() if "fid_80" in point} == {"ddim_uniform_2_fp32", "ddim_uniform_6_fp32"}
+    assert points["ddim_uniform_2_int8"]["kid_above"] > 3 * points["ddim_uniform_2_int8"]["kid_above_error"]
 
 
 def test_a_front_below_compressed_is_said_so(inputs, fakes, tmp_path, monkeypatch, capsys):
@@ -165,6 +174,8 @@ def test_a_users_mistake_names_key_value_and_bound(change, message):
     ({"precisions": ("fp16",)}, "fid.dull.precisions: 'fp16' is not one of fp32, bf16, int8"),
     ({"solvers": ()}, r"fid.dull.solvers: \[\] is empty"),
     ({"steps": (0,)}, "fid.dull.steps: 0 is not between 1"),
+    ({"rounds": ()}, r"fid.dull.rounds: \[\] is empty"),
+    ({"rounds": (500, 250)}, r"fid.dull.rounds: \[500, 250\] does not rise"),
 ])
 def test_a_mistake_in_the_grid_does_too(change, message):
     with pytest.raises(ValueError, match=message):
