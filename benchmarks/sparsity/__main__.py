@@ -7,6 +7,7 @@ below runs/sparsity.
 import argparse
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.sparsity.lab import Lab, open_lab
 
 TEACHERS = ("mnist_dit", "mnist_unet")
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
-SAMPLES, FEW = 10_000, 2000  # of an arm whose quality is claimed, and of Mao's study
+SAMPLES, FEW = 10_000, 2000  # of an arm whose quality is claimed, and of the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,33 +44,44 @@ class Task:
 
 def queue() -> Iterator[Task]:
     """What a claim needs comes first."""
-    for part, arms in (("baselines", (*BASELINES, *HALF)), ("units", UNITS)):
-        for teacher in TEACHERS:
-            yield from (Task(part=part, teacher=teacher, arm=arm, seed=0, samples=SAMPLES) for arm in arms)
+    finalists = [arm for arm in BASELINES if arm.name in FINALISTS]
+    claimed = [("baselines", arm, 0) for arm in (*finalists, *HALF)] + [("units", arm, 0) for arm in UNITS]
+    more = [("baselines", arm, seed) for seed in (1, 2) for arm in finalists]
     for teacher in TEACHERS:
-        yield from (Task(part="baselines", teacher=teacher, arm=arm, seed=seed, samples=SAMPLES)
-                    for seed in (1, 2) for arm in BASELINES if arm.name in FINALISTS)
+        yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=SAMPLES) for part, arm, seed in claimed)
+    for teacher in TEACHERS:
+        yield from (Task(part="baselines", teacher=teacher, arm=arm, seed=0, samples=FEW)
+                    for arm in BASELINES if arm.name not in FINALISTS)
+    for teacher in TEACHERS:
+        yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=SAMPLES) for part, arm, seed in more)
     yield from (Task(part="mao", teacher="mnist_dit", arm=arm, seed=0, samples=FEW) for arm in MAO)
 
 
-def run(tasks: list[Task]) -> None:
-    labs: dict[str, Lab] = {}
-    done = {(row["teacher"], row["variant"], row["seed"]) for row in results.read(RESULTS)}
-    due = [task for task in tasks if (task.teacher, task.variant, str(task.seed)) not in done]
+def run(tasks: list[Task], labs: dict[str, Lab]) -> None:
+    due = [task for task in tasks if not done(task)]
     print(f"{len(tasks)} arms, {len(tasks) - len(due)} of them done", flush=True)
     started = time.monotonic()
     for place, task in enumerate(due):
-        if task.teacher not in labs:
-            labs[task.teacher] = open_lab(task.teacher, WORK)
+        lab = opened(task.teacher, labs)
         began = time.monotonic()
-        numbers = study.measure(task.arm, labs[task.teacher], task.seed, task.samples)
+        numbers = study.measure(task.arm, lab, task.seed, task.samples)
         if task.part == "units":
-            numbers |= compare.speed(labs[task.teacher], task.arm, task.seed, numbers["macs_share"])
+            numbers |= compare.speed(lab, task.arm, task.seed, numbers["macs_share"])
         results.append(RESULTS, rows(task, numbers | {"seconds": time.monotonic() - began}))
         left = (time.monotonic() - started) / (place + 1) * (len(due) - place - 1)
         print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - place - 1} arms left, "
               f"about {left / 60:.0f} min", flush=True)
-    compare_all(tasks, labs)
+
+
+def done(task: Task) -> bool:
+    return any((row["teacher"], row["variant"], row["seed"]) == (task.teacher, task.variant, str(task.seed))
+               for row in results.read(RESULTS))
+
+
+def opened(teacher: str, labs: dict[str, Lab]) -> Lab:
+    if teacher not in labs:
+        labs[teacher] = open_lab(teacher, WORK)
+    return labs[teacher]
 
 
 def rows(task: Task, numbers: dict[str, float]) -> list[dict]:
@@ -79,14 +91,18 @@ def rows(task: Task, numbers: dict[str, float]) -> list[dict]:
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
     """Every arm against `dense` of its seed, units block by block against units all alike. Made anew each time: minutes."""
-    found, judged = [], [task for task in tasks if task.samples == SAMPLES]
-    for teacher, seed in dict.fromkeys((task.teacher, task.seed) for task in judged):
-        lab = labs.setdefault(teacher, open_lab(teacher, WORK))
-        group = {task.arm.name: task for task in judged if (task.teacher, task.seed) == (teacher, seed)}
-        for base, names in (("dense", [name for name in group if name != "dense"]), ("unit_uniform", ["unit_searched"])):
-            if base in group and group.keys() >= set(names):
-                losses = compare.against(base, lab, names, seed, SAMPLES)
-                found += [row for name, numbers in losses.items() for row in rows(group[name], numbers)]
+    found, judged = [], [task for task in tasks if task.part != "mao"]
+    bases = {(task.teacher, task.seed, task.arm.name): task for task in judged}
+    for name, members in (("dense", [task for task in judged if task.arm.name != "dense"]),
+                          ("unit_uniform", [task for task in judged if task.arm.name == "unit_searched"])):
+        groups = defaultdict(list)
+        for task in members:
+            groups[task.teacher, task.seed, task.samples].append(task)
+        for (teacher, seed, samples), group in groups.items():
+            if base := bases.get((teacher, seed, name)):
+                losses = compare.against(base.arm, opened(teacher, labs), [task.arm for task in group], seed, samples,
+                                         base.samples)
+                found += [row for task in group for row in rows(task, losses[task.arm.name])]
     kept = [row for row in results.read(RESULTS) if not row["metric"].startswith("loss_to_")]
     results.write(RESULTS, [*kept, *found, *over_seeds(found)])
 
@@ -111,14 +127,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparsity", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=("baselines", "units", "mao"), help="one part of the study")
     parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
+    parser.add_argument("--compare", action="store_true", help="compare the arms that are done, train none")
     asked = parser.parse_args(arguments)
     tasks = [task for task in queue() if asked.only in (None, task.part)]
     if asked.list:
         for task in tasks:
             print(f"{task.teacher} {task.variant} seed {task.seed}: {task.protocol}")
         return
+    labs: dict[str, Lab] = {}
     try:
-        run(tasks)
+        if not asked.compare:
+            run(tasks, labs)
+        compare_all([task for task in queue() if done(task)], labs)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

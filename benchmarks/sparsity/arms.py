@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from tasks.core.sparsity import GRAINS
 
-EQUAL_STEPS = 2000  # of every arm of the baselines: past the plateau test of `compare.plateau`
+EQUAL_STEPS = 1000  # of every arm of the baselines: past the plateau test of `compare.plateau`
 SHORT_STEPS = 500   # of every arm of Mao's study
 BATCH = 64
 COMMON = {"batch": BATCH, "accumulate": 1, "lr": 3e-4, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999, "sr_ste": 2e-4,
-          "decay": "gradient", "prune_at": (0.25,), "freeze_at": 1.0, "precondition": 0.0, "lam": 1.0, "features": 0.0,
-          "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
+          "decay": "gradient", "prune_at": (0.25,), "freeze_at": 1.0, "precondition": 0.0, "data": 1.0, "lam": 1.0,
+          "features": 0.0, "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
 
 DENSITIES = (0.75, 0.5, 0.25)
 PATTERNS = {0.25: "1:4", 0.5: "2:4", 0.75: "3:4"}
@@ -34,10 +34,13 @@ class Arm:
     int8: bool = False               # judged in int8, too
 
 
-OURS = Arm(name="ours", made_up=True, method="fixed")
+TAUGHT = {"data": 0.0, "lr": 1e-3}  # the teacher's word alone: near it, the gradient of the data's term is all noise
+OURS = Arm(name="ours", saliency="activation", made_up=True, method="fixed", settings=TAUGHT)
 
 BASELINES = (
     Arm(name="dense", grain=None, method="dense"),
+    OURS,
+    Arm(name="teacher", grain=None, method=None),
     Arm(name="one_shot", method=None),
     Arm(name="one_shot_permuted", method=None, permute=True),
     Arm(name="one_shot_activation", method=None, saliency="activation"),
@@ -48,14 +51,15 @@ BASELINES = (
     Arm(name="sr_ste"),
     Arm(name="progressive", method="progressive"),
     Arm(name="data_free", settings={"bank_share": 1.0}),
-    OURS,
+    Arm(name="sr_ste_taught", settings=TAUGHT),
+    Arm(name="made_up", made_up=True, method="fixed"),
+    replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
 )
-FINALISTS = ("dense", "sr_ste", "ours")  # three seeds each
+FINALISTS = ("dense", "ours")  # three seeds each
 HALF = tuple(replace(arm, name=f"{arm.name}_half", steps=EQUAL_STEPS // 2) for arm in BASELINES
-             if arm.name in ("dense", "ours"))  # the plateau test: what the second half of the steps still brings
-UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed")
-              for allocation in ("uniform", "searched"))
-
+             if arm.name in FINALISTS)  # the plateau test: what the second half of the steps still brings
+UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
+                  settings=TAUGHT) for allocation in ("uniform", "searched"))
 
 
 # Grains x densities, each trained as long under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8.

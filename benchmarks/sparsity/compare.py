@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.sparsity.arms import Arm
 from benchmarks.sparsity.lab import Lab
-from benchmarks.sparsity.study import network_of, student_of
+from benchmarks.sparsity.study import key, network_of, student_of
 from tasks.benchmark.measure import Case, interleaved
 from tasks.core.quality import Difference
 from tasks.core.recipe import Recipe
@@ -20,14 +20,16 @@ RESAMPLES = 1000
 TIMED_BATCH = 8
 
 
-def against(base: str, lab: Lab, names: Sequence[str], seed: int, samples: int) -> dict[str, dict[str, float]]:
-    """arm -> loss_to_<base>, its _upper95 and _p_holm: relative FID increase over `base`, trained as long with the same seed,
-    by paired bootstrap; Holm's correction is for the number of arms."""
-    found = {name: np.load(lab.folder / "features" / f"{name}-{seed}-{samples}.npy") for name in (base, *names)}
-    rows = losses({"dense": found.pop(base), **found}, lab.judge, lab.strata(samples), MARGIN, RESAMPLES,
+def against(base: Arm, lab: Lab, arms: Sequence[Arm], seed: int, samples: int,
+            base_samples: int) -> dict[str, dict[str, float]]:
+    """arm -> loss_to_<base>, its _upper95 and _p_holm: relative FID increase over the first `samples` of `base`, trained as
+    long with the same seed, by paired bootstrap; Holm's correction is for the number of arms."""
+    found = {arm.name: np.load(lab.folder / "features" / f"{key(arm, seed)}-{samples}.npy") for arm in arms}
+    found_base = np.load(lab.folder / "features" / f"{key(base, seed)}-{base_samples}.npy")[:samples]
+    rows = losses({"dense": found_base, **found}, lab.judge, lab.strata(samples), MARGIN, RESAMPLES,
                   np.random.default_rng(0))
-    return {name: {f"loss_to_{base}{key.removeprefix('loss')}": value for key, value in rows[name].items()
-                   if key.startswith("loss")} for name in names}
+    return {name: {f"loss_to_{base.name}{metric.removeprefix('loss')}": value for metric, value in rows[name].items()
+                   if metric.startswith("loss")} for name in found}
 
 
 def over_seeds(estimates: Sequence[float], uppers: Sequence[float]) -> Difference:

@@ -31,7 +31,7 @@ COLUMNS = ("teacher", "variant", "seed", "metric", "value", "protocol")
 RESULTS = Path(__file__).parent / "results.csv"
 TEACHERS = Path("tasks/pretrain_load/teachers")
 VARIANTS = {  # name -> method, and what differs from params.yaml
-    "dense": ("dense", {"lam": 0.0, "features": 0.0}),
+    "dense": ("dense", {"data": 1.0, "lam": 0.0, "features": 0.0}),
     "dense_taught": ("dense", {}),
     "fixed": ("fixed", {}),
     "ste": ("ste", {}),

@@ -1,7 +1,7 @@
 """One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.sparsity.arms import COMMON, Arm
 from benchmarks.sparsity.lab import NOISE, Lab, kept_features, sample_features, uniform
 from tasks.core import quality
+from tasks.core.artifacts import digest
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import layer_costs
@@ -36,6 +37,11 @@ UNIT_SAMPLES = 2000      # on which it is measured
 UNIT_DENSITIES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 UNIT_MULTIPLE = 8        # as in params.yaml
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
+
+
+def key(arm: Arm, seed: int) -> str:
+    """What an arm's files are called: an arm whose settings change is another one."""
+    return f"{arm.name}-{seed}-{digest([asdict(arm), COMMON])[:8]}"
 
 
 # ---- masks ----
@@ -75,7 +81,7 @@ def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
 
 def student_of(arm: Arm, lab: Lab, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
     """-> state_dict in dense shapes, frozen masks, numbers of the training. Trained once, then read from the work folder."""
-    folder = lab.folder / "students" / f"{arm.name}-{seed}"
+    folder = lab.folder / "students" / key(arm, seed)
     if not folder.exists():
         found = trained(arm, lab, seed)
         partial = folder.with_suffix(".partial")
@@ -94,7 +100,7 @@ def trained(arm: Arm, lab: Lab, seed: int) -> Student:
     steps = 0 if arm.method is None else arm.steps
     dropout = {} if lab.teacher.architecture == "dit" else {"label_dropout": 0.0}  # UNet2DModel has no null label
     settings = Settings(**{**COMMON, **dropout, **arm.settings, "steps": steps, "seed": seed})
-    checkpoint = Checkpoint(lab.folder / "checkpoints", f"{arm.name}-{seed}")
+    checkpoint = Checkpoint(lab.folder / "checkpoints", key(arm, seed))
     teacher = permuted(lab.teacher, arm.grain) if arm.permute else lab.teacher
     masks, start = masks_of(arm, lab, teacher), teacher.model.state_dict()
     if arm.made_up:
@@ -134,11 +140,11 @@ def measure(arm: Arm, lab: Lab, seed: int, samples: int) -> dict[str, float]:
     reference = predictions(lab.teacher, lab.held)
     numbers |= {"prediction_error": relative_error(predictions(student, lab.held), reference)}
     numbers |= costs(lab, arm, masks)
-    numbers |= judged(lab, f"{arm.name}-{seed}", student, recipe, samples)
+    numbers |= judged(lab, key(arm, seed), student, recipe, samples)
     if arm.int8:
         quantise(student, recipe, lab)
         recipe = replace(recipe, precision=live_precision(student.model))
-        quantised = judged(lab, f"{arm.name}-{seed}-int8", student, recipe, samples)
+        quantised = judged(lab, f"{key(arm, seed)}-int8", student, recipe, samples)
         numbers |= {f"{name}_int8": value for name, value in quantised.items()}
     return numbers
 

@@ -54,14 +54,15 @@ def teach(teacher: Denoiser, batch: Batch, record: bool, bf16: bool) -> tuple[Te
         return teacher(batch.x, batch.t, batch.labels).float(), outputs
 
 
-def transfer_loss(student: Denoiser, teacher: Denoiser, batch: Batch, lam: float, features: float, bf16: bool) -> Tensor:
-    """mse(target, student) + lam mse(teacher, student) + features * feature_error. -> ()
+def transfer_loss(student: Denoiser, teacher: Denoiser, batch: Batch, data: float, lam: float, features: float,
+                  bf16: bool) -> Tensor:
+    """data mse(target, student) + lam mse(teacher, student) + features * feature_error. -> ()
 
-    Where both weights are 0 the teacher is not evaluated.
+    Where the last two weights are 0 the teacher is not evaluated.
     """
     with mixed_precision(batch.x.device, bf16), sublayer_outputs(student, features > 0) as mine:
         predicted = student(batch.x, batch.t, batch.labels).float()
-    loss = mse_loss(predicted, batch.target)
+    loss = data * mse_loss(predicted, batch.target)
     if lam or features:
         taught, theirs = teach(teacher, batch, features > 0, bf16)
         loss = loss + lam * mse_loss(predicted, taught)

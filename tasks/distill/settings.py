@@ -24,7 +24,8 @@ class Settings:
     prune_at: tuple[float, ...]  # shares after which `progressive` prunes further, by equal parts of what is to go
     freeze_at: float             # share after which masks are no longer recomputed
     precondition: float          # share trained dense, after which Adam's variance is frozen (STEP); 0: plain AdamW
-    lam: float                   # weight of the teacher's prediction; the data's term has weight 1
+    data: float                  # weight of the data's target
+    lam: float                   # weight of the teacher's prediction
     features: float              # weight of the teacher's sublayer outputs
     bank_share: float            # share of a batch that are teacher samples; 1: no real image is touched
     label_dropout: float         # share of labels replaced by the null label
@@ -35,13 +36,16 @@ class Settings:
     def __post_init__(self):
         for key, low, high in (("steps", 0, 10**7), ("batch", 1, 65_536), ("accumulate", 1, 65_536), ("warmup", 0, 10**6),
                                ("log_every", 1, 10**6), ("lr", 0, 1), ("weight_decay", 0, 1), ("ema_decay", 0, 1),
-                               ("sr_ste", 0, 1000), ("freeze_at", 0, 1), ("precondition", 0, 1), ("lam", 0, 1e6),
-                               ("features", 0, 1e6), ("bank_share", 0, 1), ("label_dropout", 0, 1), ("seed", 0, 2**31)):
+                               ("sr_ste", 0, 1000), ("freeze_at", 0, 1), ("precondition", 0, 1), ("data", 0, 1e6),
+                               ("lam", 0, 1e6), ("features", 0, 1e6), ("bank_share", 0, 1), ("label_dropout", 0, 1),
+                               ("seed", 0, 2**31)):
             check_range(f"distill.{key}", getattr(self, key), low, high)
         check_choice("distill.decay", self.decay, DECAYS)
         self._check_together()
 
     def _check_together(self):
+        if not (self.data or self.lam or self.features):
+            raise ValueError("distill.data: 0, as distill.lam and distill.features are: there would be nothing to learn")
         if self.batch % self.accumulate:
             raise ValueError(f"distill.accumulate: {self.accumulate} does not divide distill.batch, {self.batch}")
         if list(self.prune_at) != sorted(set(self.prune_at)):

@@ -5,7 +5,9 @@ SparseDM (arXiv 2404.10445) with SR-STE (arXiv 2102.04010). Where SparseDM's cod
   `progressive`, in which the weights, the optimiser and the EMA stay the same (its code trains none of them after a change).
 - SR-STE's decay is a part of the gradient by default and so goes through Adam's normalisation (its code); `decay: decoupled`
   and `precondition` (STEP, arXiv 2302.01172) are two answers to that.
-- The teacher's term stands beside the data's, lam = 0.1 (its CIFAR code; the released ImageNet and COCO scripts have none).
+- The teacher's term stands beside the data's, lam = 0.1 (its CIFAR code; the released ImageNet and COCO scripts have none). By
+  default it stands alone: near the teacher the gradient of the data's term is all noise (the arms `ours` and `made_up_mixed` of
+  benchmarks/sparsity).
 - It masks anew in every forward, evaluation included, and stores no mask. We freeze the mask of the EMA weights, at the end
   or before: what is judged is what ships.
 - A convolution whose input channels are no multiple of M stays dense; its code groups across kernel taps there.
@@ -117,7 +119,7 @@ class Transfer:
         """Leave the gradients of step i in the dense weights. -> loss"""
         settings, total = self.settings, 0.0
         for part in self.batch(i).split(settings.accumulate):
-            loss = transfer_loss(self.live, self.teacher, part, settings.lam, settings.features, settings.bf16)
+            loss = transfer_loss(self.live, self.teacher, part, settings.data, settings.lam, settings.features, settings.bf16)
             loss = loss / settings.accumulate
             loss.backward()
             total += loss.item()

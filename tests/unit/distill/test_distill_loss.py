@@ -16,14 +16,15 @@ def batch_for(denoiser: Denoiser) -> Batch:
     return with_noise(denoiser.schedule, torch.zeros(4, 1, 8, 8), labels, torch.Generator().manual_seed(0))
 
 
-def loss(student, teacher, lam, features=0.0):
-    return transfer_loss(student, teacher, batch_for(teacher), lam, features, False).item()
+def loss(student, teacher, lam, features=0.0, data=1.0):
+    return transfer_loss(student, teacher, batch_for(teacher), data, lam, features, False).item()
 
 
 def test_the_teachers_prediction_is_a_term():
     teacher, other = tiny_dit(), tiny_dit()
     other.model.proj_out_2.bias.data += 1.0
     assert loss(teacher, teacher, 3.0) == loss(teacher, teacher, 0.0)  # nothing to learn from oneself
+    assert loss(other, teacher, 3.0, data=0.0) == pytest.approx(3.0, rel=1e-4) and loss(other, teacher, 0.0, data=0.0) == 0
     assert loss(other, teacher, 3.0) - loss(other, teacher, 0.0) == pytest.approx(3.0, rel=1e-4)  # off by 1 everywhere
 
 
@@ -74,6 +75,6 @@ def test_the_gradient_comes_from_the_student_alone():
     teacher = tiny_dit()
     student = copy.copy(teacher)
     student.model = copy.deepcopy(teacher.model).requires_grad_(True)
-    transfer_loss(student, teacher, batch_for(teacher), 1.0, 1.0, False).backward()
+    transfer_loss(student, teacher, batch_for(teacher), 1.0, 1.0, 1.0, False).backward()
     assert all(p.grad is None for p in teacher.model.parameters())
     assert any(p.grad is not None for p in student.model.parameters())

@@ -250,7 +250,7 @@ def test_training_brings_the_student_back_to_the_teacher(method, tmp_path):
     apply_masks(teacher.model, masks_of(teacher, "2:4"))
     before = relative_error(predictions(teacher, held), reference)
     remove_masks(teacher.model)
-    settings = replace(SETTINGS, steps=80, batch=16, lr=3e-3, lam=1000.0, ema_decay=0.8)
+    settings = replace(SETTINGS, steps=80, batch=16, lr=3e-3, data=0.0, lam=1.0, ema_decay=0.8)
     student = distilled(teacher, "2:4", Checkpoint(tmp_path, "k" * 16), settings, method)
     teacher.model.load_state_dict(student.weights)
     assert relative_error(predictions(teacher, held), reference) < 0.5 * before
@@ -261,6 +261,7 @@ def test_training_brings_the_student_back_to_the_teacher(method, tmp_path):
     ({"bank_share": -0.1}, "bank_share: -0.1 is not between"), ({"log_every": 0}, "log_every: 0 is not between"),
     ({"decay": "coupled"}, "decay: 'coupled' is not one of gradient, decoupled"),
     ({"accumulate": 3}, "accumulate: 3 does not divide distill.batch, 4"),
+    ({"data": 0.0, "lam": 0.0}, "data: 0, as distill.lam and distill.features are"),
     ({"prune_at": (0.5, 0.25)}, r"prune_at: \[0.5, 0.25\] does not rise"),
     ({"prune_at": (1.5,)}, "prune_at: 1.5 is not between 0 and 1"),
     ({"precondition": 0.5, "freeze_at": 0.4}, "precondition: 0.5 is more than distill.freeze_at, 0.4"),
