@@ -40,7 +40,7 @@ def over_seeds(estimates: Sequence[float], uppers: Sequence[float]) -> Differenc
     return Difference(statistics.mean(estimates), (statistics.mean(error**2 for error in errors) + between) ** 0.5)
 
 
-def speed(lab: Lab, arm: Arm, seed: int, kept_macs: float) -> dict[str, float]:
+def speed(lab: Lab, arm: Arm, seed: int, kept_macs: float, budget_s: float) -> dict[str, float]:
     """Measured evaluations per second over those of the dense teacher, interleaved, and what the removed MACs predict."""
     weights, masks, _ = student_of(arm, lab, seed)
     nets = {"dense": lab.teacher, "sparse": network_of(lab, arm, weights, masks)}
@@ -48,7 +48,7 @@ def speed(lab: Lab, arm: Arm, seed: int, kept_macs: float) -> dict[str, float]:
     for backend in ("eager", "openvino"):
         cases = [Case(variant=name, backend=backend, batch=TIMED_BATCH, run=evaluation(net, backend), scale=1.0)
                  for name, net in nets.items()]
-        times = interleaved(cases, warmup=5, min_repeats=100, max_repeats=400, budget_s=30)
+        times = interleaved(cases, warmup=5, min_repeats=20, max_repeats=400, budget_s=budget_s)
         dense, sparse = (statistics.median(times[case.key]) for case in cases)
         found[f"speedup_{backend}"] = dense / sparse
     return found

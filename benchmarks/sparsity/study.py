@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.sparsity.arms import COMMON, Arm
 from benchmarks.sparsity.lab import NOISE, Lab, kept_features, sample_features, uniform
+from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
 from tasks.core.artifacts import digest
 from tasks.core.calibration import predictions, relative_error
@@ -150,10 +151,15 @@ def measure(arm: Arm, lab: Lab, seed: int, samples: int) -> dict[str, float]:
 
 
 def costs(lab: Lab, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
-    """Shares of the dense model's MACs, attention products and dense layers counted, and of its layers' weights."""
+    """Shares of the dense model's MACs, attention products and dense layers counted, of its layers' weights, and of their bits
+    with index; references of the masked layers to partial sums."""
     kept, layers = kept_shares(lab.teacher.model, arm.grain, masks) if masks else {}, layer_costs(lab.teacher)
-    return {share: sum(getattr(c, counted) * kept.get(c.name, 1.0) for c in layers) / sum(getattr(c, counted) for c in layers)
-            for share, counted in (("macs_share", "macs"), ("weights_share", "weights"))}
+    found = {share: sum(getattr(c, counted) * kept.get(c.name, 1.0) for c in layers) / sum(getattr(c, counted) for c in layers)
+             for share, counted in (("macs_share", "macs"), ("weights_share", "weights"))}
+    if masks:
+        found |= {"storage_share": storage_share(layers, masks, arm.grain, kept),
+                  "reference_share": reference_share(layers, masks, arm.grain)}
+    return found
 
 
 def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int) -> dict[str, float]:
