@@ -6,7 +6,7 @@ SparseDM (arXiv 2404.10445) with SR-STE (arXiv 2102.04010). Where SparseDM's cod
 - SR-STE's decay is a part of the gradient by default and so goes through Adam's normalisation (its code); `decay: decoupled`
   and `precondition` (STEP, arXiv 2302.01172) are two answers to that.
 - The teacher's term stands beside the data's, lam = 0.1 (its CIFAR code; the released ImageNet and COCO scripts have none). By
-  default it stands alone: near the teacher the gradient of the data's term is all noise (the arms `ours` and `made_up_mixed` of
+  default it stands alone: near the teacher the gradient of the data's term is all noise (the arms `ours` and `made_up` of
   benchmarks/sparsity).
 - It masks anew in every forward, evaluation included, and stores no mask. We freeze the mask of the EMA weights, at the end
   or before: what is judged is what ships.
