@@ -2,7 +2,8 @@
 
 A probe makes one evaluation of the network and says what each layer took. Eager: hooks around the modules. OpenVINO: its own
 counters of executed nodes (whole microseconds). An attention product's time is all that its module does outside its layers,
-softmax included, half for each product; the rounding of an integer layer's input counts as that layer's.
+softmax included, half for each product; the rounding of an integer layer's input counts as that layer's. What OpenVINO's nodes
+do outside all layers is REST.
 """
 
 import re
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from tasks.core.cost import LayerCost
 from tasks.runtime.graph import GraphPredictor
 
-Probe = Callable[[], dict[str, float]]  # -> microseconds by layer and attention product
+Probe = Callable[[], dict[str, float]]  # -> microseconds by layer and attention product, and of the REST
+REST = ""
 PRODUCTS = (".qk", ".av")  # of an attention module, as `core.cost` names them
 
 
@@ -77,17 +79,17 @@ def graph_probe(predict: GraphPredictor, costs: Sequence[LayerCost], inputs: tup
         spent: dict[str, float] = defaultdict(float)
         for node in predict.requests[0].profiling_info:
             spent[owner(node.node_name, modules)] += 1e6 * node.real_time.total_seconds()
-        return layer_times(costs, spent)
+        return {**layer_times(costs, spent), REST: spent[REST]}
     return probe
 
 
 def owner(node_name: str, modules: Sequence[str]) -> str:
-    """The innermost of `modules` that a traced node came from; "" for none.
+    """The innermost of `modules` that a traced node came from; REST for none.
 
     `__module.model.transformer_blocks.0.attn1.to_q/aten::linear/MatMul` came from transformer_blocks.0.attn1.to_q.
     """
     path = node_name.partition("/")[0].removeprefix("__module.model.")
-    return max((m for m in modules if path == m or path.startswith(f"{m}.")), key=len, default="")
+    return max((m for m in modules if path == m or path.startswith(f"{m}.")), key=len, default=REST)
 
 
 def role(layer: str) -> str:

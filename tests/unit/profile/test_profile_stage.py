@@ -88,6 +88,14 @@ def test_whole_models_are_timed_and_predicted(profiled):
             continue
         plan = dict.fromkeys(names, stage.TOKENS[row.precision])
         assert additive_latency(table, plan, {}, row.backend, 2) == pytest.approx(row.time_us)
+        parts = table[(table.backend == row.backend) & (table.precision == row.precision) & (table.grain == "dense")]
+        assert parts[parts.layer != WHOLE].time_us.sum() < 1.1 * row.time_us  # medians of parts, so not exactly
+
+
+def test_slow_counters_are_scaled_to_the_whole_and_fast_ones_left():
+    parts = {"a": [60.0, 50.0, 70.0], "b": [40.0], "": [20.0]}
+    assert stage.scale(parts, [90.0, 80.0, 200.0]) == 90 / 120
+    assert stage.scale(parts, [300.0]) == 1.0
 
 
 def test_the_machine_is_described_without_its_name(profiled):
