@@ -5,6 +5,7 @@ below runs/sparsity.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections import defaultdict
@@ -46,15 +47,12 @@ class Task:
 def queue() -> Iterator[Task]:
     """What a claim needs comes first."""
     finalists = [arm for arm in BASELINES if arm.name in FINALISTS]
-    claimed = [("baselines", arm, 0) for arm in (*finalists, *HALF)] + [("units", arm, 0) for arm in UNITS]
-    more = [("baselines", arm, seed) for seed in (1, 2) for arm in finalists]
-    for teacher in TEACHERS:
-        yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=SAMPLES) for part, arm, seed in claimed)
-    for teacher in TEACHERS:
-        yield from (Task(part="baselines", teacher=teacher, arm=arm, seed=0, samples=FEW)
-                    for arm in BASELINES if arm.name not in FINALISTS)
-    for teacher in TEACHERS:
-        yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=SAMPLES) for part, arm, seed in more)
+    others = [arm for arm in BASELINES if arm not in finalists]
+    for part, arms, samples, seeds in (("baselines", finalists, SAMPLES, (0,)), ("units", UNITS, SAMPLES, (0,)),
+                                       ("baselines", others, FEW, (0,)), ("baselines", HALF, SAMPLES, (0,)),
+                                       ("baselines", finalists, SAMPLES, (1, 2))):
+        for teacher, seed in itertools.product(TEACHERS, seeds):
+            yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)
     yield from (Task(part="mao", teacher="mnist_dit", arm=arm, seed=0, samples=FEW) for arm in MAO)
 
 
