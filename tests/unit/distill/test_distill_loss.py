@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tasks.core.denoiser import Denoiser
+from tasks.core.training import mixed_precision
 from tasks.distill.images import Batch, with_noise
 from tasks.distill.loss import feature_error, sublayer_outputs, transfer_loss
 from tests.unit.distill.toy import tiny_dit, tiny_unet
@@ -78,3 +79,11 @@ def test_the_gradient_comes_from_the_student_alone():
     transfer_loss(student, teacher, batch_for(teacher), 1.0, 1.0, 1.0, False).backward()
     assert all(p.grad is None for p in teacher.model.parameters())
     assert any(p.grad is not None for p in student.model.parameters())
+
+
+def test_attention_stays_in_fp32_under_bf16_autocast_and_comes_back_in_bf16():
+    query = torch.randn(2, 3, 5, 4).bfloat16()
+    with mixed_precision("cpu", True):
+        found = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    exact = torch.nn.functional.scaled_dot_product_attention(*[query.float()] * 3)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
