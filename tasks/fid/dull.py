@@ -18,7 +18,7 @@ from tasks.fid.variants import read_files
 from tasks.runtime.packed import WEIGHTS
 
 BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
-SURE = 3.0            # standard errors of KID above compressed's from which on a point counts as worse before the race ends
+SURE = 2.5            # standard errors of KID above compressed's from which on a point counts as worse before the race ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def race(names: Sequence[str], bar: str, rounds: Sequence[int], draw: Draw, hold
 
     rounds: samples after which the clearly worse drop out, rising; the last is the end. draw(names, first, last): features of
     samples first .. last - 1. holdout: features (M, D). strata(n): classes of the first n samples, or None.
-    The rounds save samples, they do not choose: a point as good as `bar` is lost with a chance of 1 in 700 a round.
+    The rounds save samples, they do not choose: a point as good as `bar` is lost with a chance of 1 in 160 a round.
     """
     standings: dict[str, Standing] = {}
     seen = dict.fromkeys((*names, bar), np.empty((0, holdout.shape[1])))

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import tempfile
 import warnings
@@ -84,24 +83,13 @@ def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
 def trace(model: nn.Module, example: tuple[Tensor, ...], sublayers: Sequence[str]):
     """-> openvino.Model with every axis but the batch fixed; outputs: prediction, then those of `sublayers`."""
     import openvino as ov
-    with without_telemetry(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes become constants: only the batch is to stay open
         traced = torch.jit.trace(_Step(model, sublayers).eval(), example, check_trace=False)  # the check traces it again
         graph = ov.convert_model(traced, example_input=example)
     assert len(graph.inputs) == len(example), "the trace dropped an input"
     graph.reshape({port: [-1, *tensor.shape[1:]] for port, tensor in zip(graph.inputs, example, strict=True)})
     return graph
-
-
-@contextlib.contextmanager
-def without_telemetry() -> Iterator[None]:
-    """OpenVINO's converter forks this process for each of the forty events it reports, unless it takes itself to be in CI."""
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        os.environ.pop("CI") if before is None else os.environ.update(CI=before)
 
 
 def cut(whole, sublayers: Sequence[str], skipped: Sequence[str]):
