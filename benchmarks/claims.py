@@ -203,8 +203,8 @@ def blocks_beat_one_density(root: Path) -> Outcome:
 
 @claim("sparsity")
 def step_cost(root: Path) -> Outcome:
-    """A step of SR-STE, the teacher's forward included, over a dense one; masks are measured apart."""
-    return at_most(1.5, on_both(measured(root, "sr_ste", "step_ratio")), "x")
+    """A step of SR-STE and of ours, the teacher's forward included, over a dense one; masks are measured apart."""
+    return at_most(1.5, [ratio for arm in ("sr_ste", "ours") for ratio in on_both(measured(root, arm, "step_ratio"))], "x")
 
 
 @claim("sparsity")

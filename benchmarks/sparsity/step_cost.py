@@ -32,12 +32,12 @@ RESULTS = Path(__file__).parent / "results.csv"
 TEACHERS = Path("tasks/pretrain_load/teachers")
 VARIANTS = {  # name -> method, and what differs from params.yaml
     "dense": ("dense", {"data": 1.0, "lam": 0.0, "features": 0.0}),
-    "dense_taught": ("dense", {}),
-    "fixed": ("fixed", {}),
-    "ste": ("ste", {}),
-    "sr_ste": ("sr_ste", {}),
-    "sr_ste_decoupled": ("sr_ste", {"decay": "decoupled"}),
-    "sr_ste_features": ("sr_ste", {"features": 1.0}),
+    "dense_taught": ("dense", {"features": 0.0}),
+    "fixed": ("fixed", {"features": 0.0}),
+    "ste": ("ste", {"features": 0.0}),
+    "sr_ste": ("sr_ste", {"features": 0.0}),
+    "sr_ste_decoupled": ("sr_ste", {"features": 0.0, "decay": "decoupled"}),
+    "ours": ("fixed", {}),
 }
 
 
