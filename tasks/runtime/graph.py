@@ -60,7 +60,8 @@ def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
     """Write the graphs of a diffusers model on which masks and precision are live and a cache is not.
 
     folder gets `<i>.xml` for step mask i, `weights.bin` that all share, and `graph.json`. The batch is open until `open_graph`.
-    Raises ValueError if the live precision is not the recipe's or a cache is live.
+    Raises ValueError if the live precision is not the recipe's, a cache is live, or the plan forecasts (the graphs share one
+    tensor a sublayer, so they can only reuse).
     """
     import openvino as ov
     check_live(model, recipe)
@@ -124,6 +125,9 @@ def cut(whole, sublayers: Sequence[str], skipped: Sequence[str]):
 def check_live(model: nn.Module, recipe: Recipe) -> None:
     if LIVE_CACHE in vars(model):
         raise ValueError("export: a cache is live on the model; remove_cache first, the graphs hold the plan themselves")
+    if recipe.cache and recipe.cache.forecast != "none":
+        raise ValueError(f"export: OpenVINO graphs only reuse outputs; the cache plan's forecast is {recipe.cache.forecast!r}, "
+                         "which runs in torch alone")
     wanted, live = recipe.precision, live_precision(model)
     for layer in sorted(wanted.keys() | live.keys()):
         is_now, should_be = live.get(layer, "fp32"), wanted.get(layer, "fp32")

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,8 @@ def test_wrong_uses_are_named(tiny_denoiser, ranges, tmp_path, tiny_states):
     layer = next(iter(ranges))
     with pytest.raises(ValueError, match=f"{layer} is fp32 on the model and w8a8 in the recipe"):
         export(tiny_denoiser.model, Recipe(timesteps=TIMESTEPS, precision={layer: "w8a8"}), tmp_path)
+    with pytest.raises(ValueError, match="OpenVINO graphs only reuse outputs; the cache plan's forecast is 'taylor'"):
+        export(tiny_denoiser.model, replace(recipe, cache=replace(recipe.cache, forecast="taylor")), tmp_path)
     apply_cache(tiny_denoiser.model, recipe.cache.sublayers, recipe.cache.compute)
     with pytest.raises(ValueError, match="a cache is live"):
         export(tiny_denoiser.model, recipe, tmp_path)
