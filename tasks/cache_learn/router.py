@@ -11,7 +11,9 @@ visited in shuffled rounds, not drawn independently, so that short trainings vis
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,11 +21,12 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from tasks.cache_learn.hooks import record, rewrite
+from tasks.cache_learn.leader import Leader
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import CachePlan
 from tasks.core.training import draw_batch, optimise, step_generator
-from tasks.runtime.solver import SolverStep, clip_bound, solver_steps
+from tasks.runtime.solver import SolverStep, advance, clip_bound, solver_steps
 
 CLAMP = 5.0  # logits stay in [-5, 5] (their code), so that no sigmoid saturates beyond recall
 
@@ -31,12 +34,6 @@ CLAMP = 5.0  # logits stay in [-5, 5] (their code), so that no sigmoid saturates
 def step_pairs(steps: int) -> list[tuple[int, int]]:
     """(full, cache) step indices: (0, 1), (2, 3), ... The last step of an odd number is computed in full."""
     return [(i, i + 1) for i in range(0, steps - 1, 2)]
-
-
-def ddim_step(step: SolverStep, x: Tensor, prediction: Tensor, clip: float | None) -> Tensor:
-    """x_s and the prediction there -> x_m."""
-    x0 = step.p * x + step.q * prediction
-    return step.a * x + step.b * (x0 if clip is None else x0.clamp(-clip, clip))
 
 
 @contextlib.contextmanager
@@ -51,19 +48,26 @@ def distance(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
     return mse_loss(student, teacher, reduction=reduction) / (len(student) if reduction == "sum" else 1)
 
 
-def router_loss(denoiser: Denoiser, sublayers: Sequence[str], logits: Tensor, s: SolverStep, m: int, x_s: Tensor,
-                labels: Tensor | None, lam: float, reduction: str) -> Tensor:
-    """Eq. 9 for one pair. logits: (S,); s: the solver's step from s to m; x_s: (N, C, H, W) at timestep s.t -> scalar."""
+def pair_distance(denoiser: Denoiser, sublayers: Sequence[str], gates: Tensor, s: SolverStep, m: int, x_s: Tensor,
+                  labels: Tensor | None, reduction: str) -> Tensor:
+    """First term of eq. 9 for one pair. gates: (S,) in [0, 1]; s: the solver's step from s to m; x_s: (N, C, H, W) at timestep
+    s.t -> scalar."""
     t_s, t_m = (torch.full((len(x_s),), t, dtype=torch.int64) for t in (s.t, m))
     with torch.no_grad():
         with record(denoiser.model, sublayers) as kept:
             prediction = denoiser(x_s, t_s, labels)
-        x_m = ddim_step(s, x_s, prediction, clip_bound(denoiser.schedule.config))
+        x_m, _ = advance(s, x_s, prediction, x_s, clip_bound(denoiser.schedule.config))  # DDIM: nothing precedes
         teacher = denoiser(x_m, t_m, labels)
-    beta = torch.sigmoid(logits)
-    with interpolated(denoiser.model, sublayers, beta, kept):
+    with interpolated(denoiser.model, sublayers, gates, kept):
         student = denoiser(x_m, t_m, labels)
-    return distance(student, teacher, reduction) + lam * beta.sum()
+    return distance(student, teacher, reduction)
+
+
+def router_loss(denoiser: Denoiser, sublayers: Sequence[str], logits: Tensor, s: SolverStep, m: int, x_s: Tensor,
+                labels: Tensor | None, lam: float, reduction: str) -> Tensor:
+    """Eq. 9 for one pair. logits: (S,); the rest: see `pair_distance`."""
+    beta = torch.sigmoid(logits)
+    return pair_distance(denoiser, sublayers, beta, s, m, x_s, labels, reduction) + lam * beta.sum()
 
 
 def pair_of_round(i: int, pairs: int, seed: int) -> int:
@@ -71,26 +75,50 @@ def pair_of_round(i: int, pairs: int, seed: int) -> int:
     return int(torch.randperm(pairs, generator=step_generator(seed, -1 - i // pairs))[i % pairs])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What either training of pairs draws from: noised images at the full step of a pair."""
+
+    denoiser: Denoiser
+    images: Tensor          # (N, C, H, W) fp32 in [-1, 1]
+    labels: Tensor | None   # (N,) int64
+    timesteps: Sequence[int]
+    batch: int
+    label_dropout: float
+    seed: int
+
+    @functools.cached_property
+    def solver(self) -> list[SolverStep]:
+        return solver_steps(self.denoiser.schedule.config, self.timesteps, "ddim")
+
+    def draw(self, i: int) -> tuple[int, SolverStep, int, Tensor, Tensor | None, torch.Generator]:
+        """Training step i -> its pair, the solver's step from s to m, timestep m, x_s, labels and what else it may draw from.
+        All forwards see the same dropped labels."""
+        rng = step_generator(self.seed, i + 1)
+        pairs = step_pairs(len(self.timesteps))
+        pair = pair_of_round(i, len(pairs), self.seed)
+        s, m = pairs[pair]
+        x0, y = draw_batch(self.images, self.labels, self.batch, self.denoiser.null_label, self.label_dropout, rng)
+        noise, t = torch.randn(x0.shape, generator=rng), torch.full((self.batch,), self.timesteps[s])
+        return pair, self.solver[s], self.timesteps[m], self.denoiser.schedule.add_noise(x0, noise, t), y, rng
+
+
 def train_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, labels: Tensor | None,
                  timesteps: Sequence[int], *, steps: int, batch: int, lr: float, lam: float, reduction: str,
                  label_dropout: float, seed: int, checkpoint: Checkpoint) -> tuple[Tensor, list[tuple[int, float]]]:
-    """images: (N, C, H, W) fp32 in [-1, 1]; labels: (N,) int64 or None; the network must be frozen.
+    """As published. images: (N, C, H, W) fp32 in [-1, 1]; labels: (N,) int64 or None; the network must be frozen.
 
-    All three forwards of a step see the same dropped labels. -> beta (pairs, S) in (0, 1), curve of (step, loss).
+    -> beta (pairs, S) in (0, 1), curve of (step, loss).
     """
-    pairs = step_pairs(len(timesteps))
-    solver = solver_steps(denoiser.schedule.config, timesteps, "ddim")
-    start = torch.randn(len(pairs), len(sublayers), generator=step_generator(seed, 0))
+    drawn = Pairs(denoiser=denoiser, images=images, labels=labels, timesteps=timesteps, batch=batch,
+                  label_dropout=label_dropout, seed=seed)
+    start = torch.randn(len(timesteps) // 2, len(sublayers), generator=step_generator(seed, 0))
     logits = [torch.nn.Parameter(row.clone()) for row in start]  # one each: AdamW leaves the pairs not visited alone
     optimiser = torch.optim.AdamW(logits, lr=lr, weight_decay=0.0)
 
     def step(i: int) -> float:
-        rng = step_generator(seed, i + 1)
-        pair = pair_of_round(i, len(pairs), seed)
-        s, m = pairs[pair]
-        x0, y = draw_batch(images, labels, batch, denoiser.null_label, label_dropout, rng)
-        x_s = denoiser.schedule.add_noise(x0, torch.randn(x0.shape, generator=rng), torch.full((batch,), timesteps[s]))
-        loss = router_loss(denoiser, sublayers, logits[pair], solver[s], timesteps[m], x_s, y, lam, reduction)
+        pair, s, m, x_s, y, _ = drawn.draw(i)
+        loss = router_loss(denoiser, sublayers, logits[pair], s, m, x_s, y, lam, reduction)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -108,6 +136,34 @@ def train_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, l
 
     curve = optimise(step, state, restore, steps, checkpoint, "cache router")
     return torch.sigmoid(torch.stack([row.detach() for row in logits])), curve
+
+
+def train_hard_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, labels: Tensor | None,
+                      timesteps: Sequence[int], *, budget: float, max_masks: int, steps: int, batch: int, lr: float,
+                      noise: float, reduction: str, label_dropout: float, seed: int,
+                      checkpoint: Checkpoint) -> tuple[CachePlan, list[tuple[int, float]]]:
+    """The same pairs and the same distance with hard gates under a budget, see `Leader`; no lambda and no threshold.
+
+    Removes half of all evaluations at most. -> plan, curve of (step, loss).
+    """
+    drawn = Pairs(denoiser=denoiser, images=images, labels=labels, timesteps=timesteps, batch=batch,
+                  label_dropout=label_dropout, seed=seed)
+    pairs = step_pairs(len(timesteps))
+    nothing_known = router_costs(torch.zeros(len(pairs), len(sublayers)), len(timesteps))
+    leader = Leader(nothing_known, sublayers, budget, max_masks, lr, noise, steps)
+
+    def step(i: int) -> float:
+        pair, s, m, x_s, y, rng = drawn.draw(i)
+        compute = leader.explore(i, rng)
+        gates = compute.float().requires_grad_()
+        row = pairs[pair][1]
+        loss = pair_distance(denoiser, sublayers, gates[row], s, m, x_s, y, reduction)
+        loss.backward()
+        leader.learn(compute, gates.grad, slice(row, row + 1))
+        return loss.item()
+
+    curve = optimise(step, leader.state, leader.restore, steps, checkpoint, "hard cache router")
+    return leader.plan(), curve
 
 
 def threshold_plan(beta: Tensor, theta: float, steps: int, sublayers: Sequence[str]) -> CachePlan:

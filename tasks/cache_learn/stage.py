@@ -1,16 +1,16 @@
-"""Which sublayers may reuse their last output, learned two ways on the dense teacher: a router and a table of reuse errors.
+"""Which sublayers may reuse their last outputs, learned on the dense teacher: a table of reuse errors, a router, hard gates.
 
 Reads: data (train split), pretrain_load (teacher).
 Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list; router.csv (cache
-step, timestep, sublayer, beta) and curve.csv of its training; plan.json, the CachePlan on the base list: of the router's and
-the table's plan the one whose images are closer to the uncached run's. Report: what each plan removes and how far it strays,
-beside rules without learning.
-Left out: other timestep lists (evolve plans for those from the table); caches that extrapolate instead of reusing.
+step, timestep, sublayer, beta) and curve.csv of its training; hard_curve.csv where hard gates were trained; plan.json, the
+CachePlan on the base list: of what was learned the plan whose images are closest to the uncached run's. Report: what each plan
+removes and how far it strays, beside rules without learning.
+Left out: other timestep lists (evolve plans for those from the table); forecasts in the table: its entries are of plain reuse.
 """
 
 import csv
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
-from tasks.cache_learn.errors import empty_errors, measure_errors
+from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
 from tasks.cache_learn.plan import plan_from_costs, plan_from_errors, step_weights
-from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_router
+from tasks.cache_learn.rollout import train_rollout
+from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_hard_router, train_router
 from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
-from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.runtime.cache import FORECASTS, apply_cache, remove_cache
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load")
@@ -52,6 +53,25 @@ class RouterParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HardParams:
+    """Training of a plan with hard gates under `budget` and `max_masks`; see `leader.Leader`."""
+
+    along: str             # pairs (as the router's) | trajectory (see `rollout.train_rollout`)
+    steps: int             # 0: not trained
+    batch: int
+    lr: float
+    noise: float
+    window: int            # along the trajectory: steps that a gradient passes back through
+    label_dropout: float
+
+    def __post_init__(self):
+        check_choice("hard.along", self.along, ("pairs", "trajectory"))
+        for name, low, high in (("steps", 0, 10**6), ("batch", 1, 4096), ("lr", 0, 10), ("noise", 0, 10), ("window", 2, 1000),
+                                ("label_dropout", 0, 1)):
+            check_range(f"hard.{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Params:
     base_steps: int        # NFE of the list that router and plan are made for
     spacing: str           # uniform | logsnr | quadratic
@@ -61,13 +81,16 @@ class Params:
     max_gap: int           # grid intervals
     budget: float          # share of sublayer evaluations to remove
     max_masks: int         # distinct step masks, the full one included
+    forecast: str          # none | taylor: what a skipped sublayer returns, in every plan
     validation: int        # noises on which plans are compared
     seed: int
     router: RouterParams
+    hard: HardParams
 
     def __post_init__(self):
         check_choice("spacing", self.spacing, SPACINGS)
         check_choice("solver", self.solver, SOLVERS)
+        check_choice("forecast", self.forecast, FORECASTS)
         for name, low, high in (("base_steps", 2, 1000), ("grid", 2, 1000), ("error_samples", 1, 10**5), ("budget", 0, 0.95),
                                 ("max_gap", 1, self.grid - 1), ("max_masks", 1, 8), ("validation", 1, 10**5)):
             check_range(name, getattr(self, name), low, high)
@@ -82,11 +105,15 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     errors = error_table(denoiser, sublayers, grid, params, inputs)
     beta, curve = router(denoiser, sublayers, recipe.timesteps, params, inputs)
     plans = compared_plans(errors, grid, beta, denoiser, sublayers, recipe, params)
+    if params.hard.steps:
+        plans["hard"], hard_curve = hard_plan(errors, grid, denoiser, sublayers, recipe, params, inputs)
+        write_rows(out / "hard_curve.csv", ("step", "loss"), hard_curve)
+    plans = {name: replace(plan, forecast=params.forecast) for name, plan in plans.items()}
     distances = dict(zip(plans, rollout_distances(denoiser, recipe, plans.values(), params), strict=True))
-    chosen = min(("errors", "router"), key=lambda name: np.median(distances[name]))
+    chosen = min((name for name in ("errors", "router", "hard") if name in plans), key=lambda name: np.median(distances[name]))
 
     np.save(out / "errors.npy", errors)
-    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers})
+    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": params.forecast})
     write_json(out / "plan.json", {"timesteps": recipe.timesteps, **asdict(plans[chosen])})
     write_rows(out / "router.csv", ("step", "timestep", "sublayer", "beta"), router_rows(beta, recipe.timesteps, sublayers))
     write_rows(out / "curve.csv", ("step", "loss"), curve)
@@ -109,13 +136,32 @@ def draws(denoiser: Denoiser, indices: range, seed: int) -> tuple[Tensor, Tensor
 
 def router(denoiser: Denoiser, sublayers: list[str], timesteps: tuple[int, ...], params: Params,
            inputs: Inputs) -> tuple[Tensor, list[tuple[int, float]]]:
-    images = torch.from_numpy(np.load(inputs["data"] / "train.npy")).float() / 127.5 - 1
-    path = inputs["data"] / "train_labels.npy"
-    labels = torch.from_numpy(np.load(path)) if denoiser.num_classes and path.exists() else None
+    images, labels = training_images(denoiser, inputs)
     how = asdict(params.router)
     del how["theta"]
     return train_router(denoiser, sublayers, images, labels, timesteps, **how, seed=params.seed,
                         checkpoint=inputs.checkpoint("cache_router"))
+
+
+def training_images(denoiser: Denoiser, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    images = torch.from_numpy(np.load(inputs["data"] / "train.npy")).float() / 127.5 - 1
+    path = inputs["data"] / "train_labels.npy"
+    return images, torch.from_numpy(np.load(path)) if denoiser.num_classes and path.exists() else None
+
+
+def hard_plan(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, sublayers: list[str], recipe: Recipe,
+              params: Params, inputs: Inputs) -> tuple[CachePlan, list[tuple[int, float]]]:
+    how = asdict(params.hard) | {"budget": params.budget, "max_masks": params.max_masks, "seed": params.seed}
+    along, window = how.pop("along"), how.pop("window")
+    checkpoint = inputs.checkpoint("cache_hard")
+    if along == "pairs":
+        images, labels = training_images(denoiser, inputs)
+        return train_hard_router(denoiser, sublayers, images, labels, recipe.timesteps, **how,
+                                 reduction=params.router.reduction, checkpoint=checkpoint)
+    weights = step_weights(denoiser.schedule.config, recipe.timesteps, recipe.solver)
+    costs = interpolate_errors(errors, grid, recipe.timesteps) * weights
+    return train_rollout(denoiser, sublayers, costs, recipe, **how, window=window, forecast=params.forecast,
+                         checkpoint=checkpoint)
 
 
 def compared_plans(errors: np.ndarray, grid: tuple[int, ...], beta: Tensor, denoiser: Denoiser, sublayers: list[str],
@@ -149,7 +195,7 @@ def summary(plan: CachePlan, distances: np.ndarray) -> dict:
 
 def sample_cached(denoiser: Denoiser, recipe: Recipe, plan: CachePlan, noise: Tensor, labels: Tensor | None) -> Tensor:
     """-> NCHW images in [-1, 1]; the model is left as it was."""
-    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute)
+    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
 
     def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         handle.step = step

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 
+from tasks.runtime.cache import FORECASTS
 from tasks.runtime.solver import SOLVERS
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
@@ -11,10 +12,11 @@ PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """Which sublayers are computed at which step; a skipped one reuses its last computed output."""
+    """Which sublayers are computed at which step; a skipped one returns its last computed output, or a forecast of it."""
 
     sublayers: tuple[str, ...]
     compute: tuple[tuple[bool, ...], ...]  # [step][sublayer]
+    forecast: str = "none"                 # none | taylor, see runtime/cache.py
 
     def __post_init__(self):
         for step, row in enumerate(self.compute):
@@ -22,6 +24,14 @@ class CachePlan:
                 raise ValueError(f"cache plan: step {step} has {len(row)} entries for {len(self.sublayers)} sublayers")
         if not self.compute or not all(self.compute[0]):
             raise ValueError("cache plan: the first step computes every sublayer; there is nothing to reuse yet")
+        if self.forecast not in FORECASTS:
+            raise ValueError(f"cache plan: forecast {self.forecast!r} is not one of {', '.join(FORECASTS)}")
+
+    @classmethod
+    def from_json(cls, data: dict) -> "CachePlan":
+        """Plans written before there were forecasts have none."""
+        return cls(sublayers=tuple(data["sublayers"]), compute=tuple(tuple(row) for row in data["compute"]),
+                   forecast=data.get("forecast", "none"))
 
     @property
     def masks(self) -> list[tuple[bool, ...]]:
@@ -70,8 +80,7 @@ class Recipe:
     def from_json(cls, data: dict) -> "Recipe":
         data = json.loads(json.dumps(data))
         cache = data.pop("cache", None)
-        plan = cache and CachePlan(sublayers=tuple(cache["sublayers"]), compute=tuple(tuple(row) for row in cache["compute"]))
-        return cls(**{**data, "timesteps": tuple(data["timesteps"])}, cache=plan or None)
+        return cls(**{**data, "timesteps": tuple(data["timesteps"])}, cache=CachePlan.from_json(cache) if cache else None)
 
 
 def bits(token: str) -> tuple[int, int]:

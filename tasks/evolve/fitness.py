@@ -82,7 +82,7 @@ def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges) -> Iterator[Predict
     """The denoiser with the recipe's precision and cache plan switched on."""
     apply_precision(denoiser.model, recipe.precision, ranges)
     plan = recipe.cache
-    handle = plan and apply_cache(denoiser.model, plan.sublayers, plan.compute)
+    handle = plan and apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
 
     def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         if handle:

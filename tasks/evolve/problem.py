@@ -129,7 +129,8 @@ def planner(folder: Path, teacher: Denoiser, max_masks: int) -> Planner:
         if budget == 0:
             return None
         weights = step_weights(teacher.schedule.config, timesteps, solver)
-        return plan_from_errors(errors, grid["timesteps"], timesteps, grid["sublayers"], budget, max_masks, weights)
+        found = plan_from_errors(errors, grid["timesteps"], timesteps, grid["sublayers"], budget, max_masks, weights)
+        return replace(found, forecast=grid["forecast"])
 
     return plan
 

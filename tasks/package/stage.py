@@ -113,7 +113,8 @@ def cached_network(denoiser: Denoiser, recipe: Recipe) -> Predict:
     """The denoiser with the recipe's cache plan live; `remove_cache` ends that."""
     if recipe.cache is None:
         return network(denoiser)
-    handle = apply_cache(denoiser.model, recipe.cache.sublayers, recipe.cache.compute)
+    plan = recipe.cache
+    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
 
     def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         handle.step = step

@@ -27,12 +27,11 @@ def variants(schedule: Schedule, layers: Iterable[str], dense_steps: int, plan: 
     """
     base = Recipe(timesteps=tuple(plan["timesteps"]))
     few = spaced_timesteps(schedule, best.nfe)
-    cached = CachePlan(sublayers=tuple(plan["sublayers"]), compute=tuple(tuple(row) for row in plan["compute"]))
     on_teacher = {
         "dense": Recipe(timesteps=spaced_timesteps(schedule, dense_steps)),
         "few_steps_ddim": Recipe(timesteps=few),
         "few_steps_dpm": Recipe(timesteps=few, solver="dpm2m"),
-        "cache": replace(base, cache=cached),
+        "cache": replace(base, cache=CachePlan.from_json(plan)),
         "precision": single["precision"],
         "timesteps": single["timesteps"],
         **{name: replace(base, precision=uniform_precision(layers, token)) for name, token in DULL.items()},

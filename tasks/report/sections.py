@@ -78,11 +78,12 @@ def cache(package: Path) -> Plot | None:
         return None
     recipe = recipes[name]
     plan = recipe.cache
+    said = "reuse the last output" if plan.forecast == "none" else "are forecast from the last two outputs"
     other = "" if name == "compressed" else " The search chose no cache for compressed: this is the plan of the variant cache."
     return Plot(title="Layer cache",
                 svg=plots.cache([short(s) for s in plan.sublayers], np.asarray(plan.compute), recipe.timesteps),
                 text=f"Which sublayer is computed at which step of {name}; {100 * plan.removed_share:.0f} % of the evaluations "
-                     f"reuse the last output, with {len(plan.masks)} distinct step masks.{other}",
+                     f"{said}, with {len(plan.masks)} distinct step masks.{other}",
                 keys=({"colour": "blue", "name": "computed"}, {"colour": "faint", "name": "reused"}))
 
 

@@ -7,8 +7,14 @@
     remove_cache(model)
 
 Shipped inside packages. What is kept is the raw output of the sublayer's module, before a DiT block's gate, which uses the
-current timestep (Learning-to-Cache, arXiv 2406.01733, as its code does). Classifier-free guidance with both halves in one
-batch needs nothing special.
+current timestep (Learning-to-Cache, arXiv 2406.01733, as its code does). A skipped sublayer returns the last output computed,
+or a forecast from the last two. Classifier-free guidance with both halves in one batch needs nothing special: a row sees what
+was kept of that row alone.
+
+`step` counts evaluations of the network. Our solvers evaluate it once a step, so a plan has one row for each timestep.
+Learning-to-Cache moves its plan by one evaluation for DPM-Solver-2, a singlestep solver of two evaluations a step: the second
+one is the midpoint's derivative, which the first pair must not take from a cache. DPM-Solver++(2M) gets its second order from
+the x0 of the step before, so no evaluation is of another kind and nothing is moved.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,41 +22,70 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 ATTRIBUTE = "_sublayer_cache"
+FORECASTS = {"none": 1, "taylor": 2}  # what a skipped step makes its output from: how many computed outputs, the last ones
+
+
+def sources(compute: Sequence[bool], forecast: str) -> list[tuple[int, ...]]:
+    """For every step of one sublayer the computed steps, last first, whose outputs it returns or forecasts from; () where it
+    is computed itself. The first reuse of a trajectory may have one output alone."""
+    found: list[tuple[int, ...]] = []
+    computed: list[int] = []
+    for step, computes in enumerate(compute):
+        if computes:
+            computed.insert(0, step)
+        found.append(() if computes else tuple(computed[: FORECASTS[forecast]]))
+    return found
+
+
+def extrapolate(t: float, outputs: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The output at timestep t from [(t1, y1)] or [(t1, y1), (t0, y0)], last computed first: y1 itself, or TaylorSeer's first
+    order (arXiv 2503.06923), y1 + (t - t1) (y1 - y0) / (t1 - t0), in timesteps instead of steps: gaps may be uneven."""
+    t1, y1 = outputs[0]
+    if len(outputs) == 1:
+        return y1
+    t0, y0 = outputs[1]
+    return y1 + (y1 - y0) * ((t - t1) / (t1 - t0))
 
 
 class CachedForward:
-    """Stands in for one sublayer's `forward`: returns what it kept, or computes, and keeps that if the next step reuses it."""
+    """Stands in for one sublayer's `forward`: computes and keeps what a later step needs, or answers from what is kept."""
 
     def __init__(self, name: str, module: nn.Module, compute: tuple[bool, ...], handle: "CacheHandle"):
-        self.name, self.compute, self.handle = name, compute, handle
+        self.name, self.handle = name, handle
         self.forward: Callable[..., Tensor] = module.forward
         self.shadowed = vars(module).get("forward")  # another wrapper's, to be put back on removal
-        self.kept: tuple[tuple, Tensor] | None = None
+        self.sources = sources(compute, handle.forecast)
+        self.needed = [{source for later in self.sources[step:] for source in later} for step in range(len(compute))]
+        self.kept: dict[int, tuple[tuple, Tensor]] = {}  # step -> kind of its input, output
 
     def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
         step = self.handle.step
-        if not self.compute[step]:
-            return self.reuse(x, step)
-        output = self.forward(x, *args, **kwargs)
-        reused = step + 1 < len(self.compute) and not self.compute[step + 1]
-        self.kept = (kind_of(x), output) if reused else None
+        if self.sources[step]:
+            output = self.reuse(x, step)
+        else:
+            output = self.forward(x, *args, **kwargs)
+            self.kept[step] = kind_of(x), output
+        self.kept = {source: kept for source, kept in self.kept.items() if source in self.needed[step]}
         return output
 
     def reuse(self, x: Tensor, step: int) -> Tensor:
-        if self.kept is None:
-            raise ValueError(f"{self.name}: step {step} reuses an output, but none is kept; a trajectory starts at step 0")
-        kind, output = self.kept
-        if kind != kind_of(x):
-            raise ValueError(f"{self.name}: step {step} got {describe(kind_of(x))}, but would reuse the output for "
-                             f"{describe(kind)}; start the new trajectory at step 0")
-        return output
+        for source in self.sources[step]:
+            if source not in self.kept:
+                raise ValueError(f"{self.name}: step {step} reuses the output of step {source}, but none is kept; a trajectory "
+                                 "starts at step 0")
+            kind = self.kept[source][0]
+            if kind != kind_of(x):
+                raise ValueError(f"{self.name}: step {step} got {describe(kind_of(x))}, but would reuse the output for "
+                                 f"{describe(kind)}; start the new trajectory at step 0")
+        times = self.handle.timesteps
+        return extrapolate(times[step], [(times[source], self.kept[source][1]) for source in self.sources[step]])
 
 
 class CacheHandle:
     """The position in the trajectory, shared by all sublayers of one model. step 0 forgets everything kept."""
 
-    def __init__(self, steps: int):
-        self.steps = steps
+    def __init__(self, timesteps: Sequence[float], forecast: str):
+        self.timesteps, self.forecast = tuple(timesteps), forecast
         self.forwards: dict[str, CachedForward] = {}
         self._step = 0
 
@@ -60,8 +95,8 @@ class CacheHandle:
 
     @step.setter
     def step(self, step: int) -> None:
-        if not 0 <= step < self.steps:
-            raise ValueError(f"cache: step {step} is not between 0 and {self.steps - 1}, the last step of the plan")
+        if not 0 <= step < len(self.timesteps):
+            raise ValueError(f"cache: step {step} is not between 0 and {len(self.timesteps) - 1}, the last step of the plan")
         if step == 0:
             self.reset()
         self._step = step
@@ -70,18 +105,21 @@ class CacheHandle:
         """Back to step 0 with nothing kept: the start of a new trajectory."""
         self._step = 0
         for forward in self.forwards.values():
-            forward.kept = None
+            forward.kept = {}
 
 
-def apply_cache(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Sequence[bool]]) -> CacheHandle:
+def apply_cache(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Sequence[bool]], forecast: str = "none",
+                timesteps: Sequence[int] | None = None) -> CacheHandle:
     """Make a cache plan live: where compute[step][sublayer] is False, that module is skipped and its last output returned.
 
-    sublayers: module paths in `model`, as `Denoiser.sublayers()` names them. Replaces a plan applied before. Sublayers that
-    every step computes are left untouched. Raises ValueError for an unknown path or a plan of the wrong shape.
+    sublayers: module paths in `model`, as `Denoiser.sublayers()` names them. forecast: none | taylor (see `extrapolate`), which
+    needs the timestep of every step. Replaces a plan applied before. Sublayers that every step computes are left untouched.
+    Raises ValueError for an unknown path or a plan of the wrong shape.
     """
     check_plan(model, sublayers, compute)
+    check_forecast(forecast, timesteps, len(compute))
     remove_cache(model)
-    handle = CacheHandle(len(compute))
+    handle = CacheHandle(range(len(compute)) if timesteps is None else timesteps, forecast)
     for name, column in zip(sublayers, zip(*compute, strict=True), strict=True):
         if not all(column):
             module = model.get_submodule(name)
@@ -112,6 +150,15 @@ def check_plan(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Seq
             raise ValueError(f"cache plan: step {step} has {len(row)} entries for {len(sublayers)} sublayers")
     if not compute or not all(compute[0]):
         raise ValueError("cache plan: step 0 computes every sublayer; there is nothing to reuse yet")
+
+
+def check_forecast(forecast: str, timesteps: Sequence[int] | None, steps: int) -> None:
+    if forecast not in FORECASTS:
+        raise ValueError(f"cache plan: forecast {forecast!r} is not one of {', '.join(FORECASTS)}")
+    if forecast != "none" and timesteps is None:
+        raise ValueError(f"cache plan: forecast {forecast} needs the timesteps of the {steps} steps")
+    if timesteps is not None and len(timesteps) != steps:
+        raise ValueError(f"cache plan: {len(timesteps)} timesteps for {steps} steps")
 
 
 def kind_of(x: Tensor) -> tuple:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe
 from tasks.runtime.cache import ATTRIBUTE as LIVE_CACHE
+from tasks.runtime.cache import FORECASTS, extrapolate
 from tasks.runtime.precision import Bf16Layer, live_precision
 
 INDEX, WEIGHTS = "graph.json", "weights.bin"
@@ -75,7 +76,7 @@ def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
     pool_weights(folder, len(masks))
     index = {"skipped": skipped, "reused": reused, "labelled": len(example) == 3,
              "steps": [masks.index(row) for row in plan.compute] if plan else None,
-             "inference_precision": rest_precision(model)}
+             "forecast": plan.forecast if plan else "none", "inference_precision": rest_precision(model)}
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
@@ -163,7 +164,8 @@ def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -
     """-> predict(x (batch, C, H, W) fp32, t (batch,) or scalar int64, labels (batch,) int64 or None, step) -> (batch, C, H, W).
 
     Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; the tensors kept between steps are
-    shared by all graphs, the writer's output being the reader's input. config: further OpenVINO properties.
+    shared by all graphs, the writer's output being the reader's input. A plan that forecasts has none to share: what is
+    computed is copied, and its forecast at t written where the next graph reads. config: further OpenVINO properties.
     Raises ValueError for another batch or a step that the cache plan does not have.
     """
     return GraphPredictor(Path(folder), batch, threads, config)
@@ -180,15 +182,36 @@ class GraphPredictor:
         self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["skipped"]))]
         self.requests = [compiled.create_infer_request() for compiled in self.compiled]
         self.cached: dict[str, object] = {}
+        self.looks_at = FORECASTS[self.index.get("forecast", "none")]
+        self.computed: dict[str, list[tuple[float, np.ndarray]]] = {}  # sublayer -> its last outputs, last first
         for request, skipped in zip(self.requests, self.index["skipped"], strict=True):
-            self._share_cached(request, skipped)
+            if self.looks_at == 1:
+                self._share_cached(request, skipped)
 
     def _share_cached(self, request, skipped: Sequence[str]) -> None:
         """One tensor a sublayer: the output of the graphs that compute it, the input of those that skip it."""
-        for i, name in enumerate(skipped, start=3 if self.index["labelled"] else 2):
+        for i, name in self._taken(skipped):
             request.set_input_tensor(i, self.cached.setdefault(name, request.get_input_tensor(i)))
-        for i, name in enumerate((n for n in self.index["reused"] if n not in skipped), start=1):
+        for i, name in self._given(skipped):
             request.set_output_tensor(i, self.cached.setdefault(name, request.get_output_tensor(i)))
+
+    def _taken(self, skipped: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(index of the graph's input, sublayer whose output it is)"""
+        return enumerate(skipped, start=3 if self.index["labelled"] else 2)
+
+    def _given(self, skipped: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(index of the graph's output, sublayer that it is of)"""
+        return enumerate((name for name in self.index["reused"] if name not in skipped), start=1)
+
+    def _infer_with_forecasts(self, request, skipped: Sequence[str], t: float, step: int) -> None:
+        if step == 0:
+            self.computed.clear()
+        for i, name in self._taken(skipped):
+            request.get_input_tensor(i).data[:] = extrapolate(t, self.computed[name])
+        request.infer()
+        for i, name in self._given(skipped):
+            output = t, request.get_output_tensor(i).data.copy()
+            self.computed[name] = [output, *self.computed.get(name, [])][: self.looks_at]
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         import openvino as ov
@@ -197,12 +220,16 @@ class GraphPredictor:
         steps = self.index["steps"]
         if steps is not None and not 0 <= step < len(steps):
             raise ValueError(f"graph: step {step} is not between 0 and {len(steps) - 1}, the last of the cache plan")
-        request = self.requests[steps[step] if steps else 0]
+        graph = steps[step] if steps else 0
+        request = self.requests[graph]
         given = [x.float(), t.expand(self.batch), *([labels] if self.index["labelled"] else [])]
         arrays = [tensor.contiguous().numpy() for tensor in given]  # a name, so that they outlive the request's run
         for i, array in enumerate(arrays):
             request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
-        request.infer()
+        if self.looks_at == 1:
+            request.infer()
+        else:
+            self._infer_with_forecasts(request, self.index["skipped"][graph], float(t.reshape(-1)[0]), step)
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 

@@ -34,7 +34,8 @@ class PackedDenoiser(torch.nn.Module):
         super().__init__()
         self.model, self.recipe = model, recipe
         plan = recipe["cache"]
-        self._cache = apply_cache(model, plan["sublayers"], plan["compute"]) if plan else None
+        self._cache = apply_cache(model, plan["sublayers"], plan["compute"], plan.get("forecast", "none"),
+                                  recipe["timesteps"]) if plan else None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_) -> "PackedDenoiser":

@@ -19,12 +19,13 @@ DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out
        "norm_elementwise_affine": False}
 ROUTER = {"steps": 4, "batch": 2, "lr": 0.3, "lam": 1e-4, "reduction": "mean", "theta": 0.1, "label_dropout": 0.1}
 PARAMS = {"base_steps": 6, "spacing": "uniform", "solver": "ddim", "grid": 4, "error_samples": 2, "max_gap": 2, "budget": 0.3,
-          "max_masks": 3, "validation": 2, "seed": 0}
+          "max_masks": 3, "forecast": "taylor", "validation": 2, "seed": 0}
+HARD = {"along": "trajectory", "steps": 0, "batch": 2, "lr": 0.1, "noise": 0.1, "window": 6, "label_dropout": 0.1}
 
 
 def params(**changed) -> stage.Params:
-    router = {**ROUTER, **changed.pop("router", {})}
-    return stage.Params(**{**PARAMS, **changed}, router=stage.RouterParams(**router))
+    router, hard = {**ROUTER, **changed.pop("router", {})}, {**HARD, **changed.pop("hard", {})}
+    return stage.Params(**{**PARAMS, **changed}, router=stage.RouterParams(**router), hard=stage.HardParams(**hard))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,8 @@ def test_what_it_writes_agrees_with_itself(run):
     plan = json.loads((out / "plan.json").read_text())
     timesteps = plan.pop("timesteps")
     assert interpolate_errors(errors, grid["timesteps"], timesteps).shape == (4, 6, 6)
-    shipped = CachePlan(sublayers=tuple(plan["sublayers"]), compute=tuple(map(tuple, plan["compute"])))
+    shipped = CachePlan.from_json(plan)
+    assert shipped.forecast == grid["forecast"] == "taylor" and "hard" not in report.numbers["plans"]
     chosen = report.numbers["plans"][report.numbers["chosen"]]
     assert shipped.removed_share == chosen["removed_share"] >= 0.3 and len(shipped.masks) == chosen["masks"] <= 3
     other = report.numbers["plans"]["router" if report.numbers["chosen"] == "errors" else "errors"]
@@ -75,6 +77,24 @@ def test_the_same_bytes_twice(run):
     assert {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
 
 
+@pytest.mark.parametrize("along", ["pairs", "trajectory"])
+def test_hard_gates_are_trained_within_the_budget_and_the_masks(run, along):
+    report, out = run(hard={"along": along, "steps": 3}, budget=0.3)
+    hard = report.numbers["plans"]["hard"]
+    assert hard["removed_share"] == pytest.approx(8 / 24) and hard["masks"] <= 3, "the least number that is 0.3 of 24"
+    with open(out / "hard_curve.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3"]
+    plans = report.numbers["plans"]
+    learned = {name: plans[name]["rollout_mse_median"] for name in ("errors", "router", "hard")}
+    assert learned[report.numbers["chosen"]] == min(learned.values())
+
+
+def test_the_forecast_is_live_where_plans_are_compared(run):
+    reuse, forecast = (run(name, forecast=name)[0].numbers["plans"]["errors"] for name in ("none", "taylor"))
+    assert reuse["removed_share"] == forecast["removed_share"]
+    assert reuse["rollout_mse_mean"] != forecast["rollout_mse_mean"]
+
+
 def test_no_budget_removes_nothing_and_costs_nothing(run):
     report, _ = run(budget=0.0)
     for name in ("errors", "router", "uniform_interval", "time_threshold"):
@@ -89,6 +109,9 @@ def test_no_budget_removes_nothing_and_costs_nothing(run):
     ({"spacing": "cosine"}, "spacing: 'cosine'"),
     ({"router": {"reduction": "max"}}, "router.reduction: 'max'"),
     ({"router": {"theta": 2.0}}, "router.theta: 2.0"),
+    ({"forecast": "cubic"}, "forecast: 'cubic'"),
+    ({"hard": {"along": "steps"}}, "hard.along: 'steps'"),
+    ({"hard": {"window": 1}}, "hard.window: 1 is not between 2 and 1000"),
 ])
 def test_params_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):

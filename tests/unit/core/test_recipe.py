@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tasks.core.recipe import CachePlan, Recipe, bits
@@ -10,6 +12,16 @@ def test_round_trip_through_json():
                     sparsity={"grain": "unit", "density": {"l": 0.5}})
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert recipe.nfe == 4
+
+
+def test_the_forecast_travels_and_older_plans_have_none():
+    recipe = Recipe(timesteps=(9, 5, 2, 0), cache=replace(PLAN, forecast="taylor"))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    older = recipe.to_json()
+    del older["cache"]["forecast"]
+    assert Recipe.from_json(older).cache == PLAN and PLAN.forecast == "none"
+    with pytest.raises(ValueError, match="forecast 'cubic' is not one of none, taylor"):
+        replace(PLAN, forecast="cubic")
 
 
 def test_plan_counts_by_hand():

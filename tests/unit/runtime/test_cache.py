@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from tasks.core.denoiser import build
-from tasks.runtime.cache import ATTRIBUTE, apply_cache, remove_cache
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, network, sample
+from tasks.runtime.cache import ATTRIBUTE, apply_cache, remove_cache, sources
 
 
 class Scale(nn.Module):
@@ -138,6 +140,148 @@ def test_guidance_halves_in_one_batch_are_cached_apart(denoiser):
     remove_cache(denoiser.model)
 
 
+FORECASTS = pytest.mark.parametrize("forecast", ["none", "taylor"])
+TIMESTEPS = (900, 700, 600, 200)
+
+
+def cached(denoiser, handle):
+    def predict(x, t, labels, step):
+        handle.step = step
+        return denoiser(x, t, labels)
+    return predict
+
+
+@FORECASTS
+def test_guided_images_are_those_of_two_runs_cached_apart(denoiser, forecast):
+    """Scale 1.5: both halves in one batch through the sampler, against one model with a cache of its own for each half."""
+    if not denoiser.num_classes:
+        pytest.skip("unconditional")
+    compute = [[(step + i) % 3 == 0 or step < 1 for i in range(len(names(denoiser)))] for step in range(len(TIMESTEPS))]
+    twins = [copy.copy(denoiser), copy.copy(denoiser)]
+    for twin in twins:
+        twin.model = copy.deepcopy(denoiser.model)
+    apart = [cached(twin, apply_cache(twin.model, names(twin), compute, forecast, TIMESTEPS)) for twin in twins]
+
+    def two_runs(x, t, labels, step):
+        conditional = apart[0](x, t, labels, step)
+        unconditional = apart[1](x, t, torch.full_like(labels, denoiser.null_label), step)
+        return unconditional + 1.5 * (conditional - unconditional)
+
+    noise, labels = initial_noise(denoiser.sample_shape, range(3), seed=0), torch.tensor([0, 1, 2])
+    recipe = Recipe(timesteps=TIMESTEPS)
+    together = cached(denoiser, apply_cache(denoiser.model, names(denoiser), compute, forecast, TIMESTEPS))
+    images = sample(together, denoiser.schedule, recipe, noise, labels, 1.5, denoiser.null_label)
+    remove_cache(denoiser.model)
+    torch.testing.assert_close(images, sample(two_runs, denoiser.schedule, recipe, noise, labels))
+    plain = sample(network(denoiser), denoiser.schedule, recipe, noise, labels, 1.5, denoiser.null_label)
+    assert not torch.allclose(images, plain), "the cache was live"
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm2m"])
+def test_the_plans_step_is_the_networks_evaluation(denoiser, solver):
+    """One evaluation for each row of the plan, at its timestep, at either order: there is nothing to shift."""
+    seen = []
+
+    def predict(x, t, labels, step):
+        seen.append((step, *t.unique().tolist()))
+        return denoiser(x, t, labels)
+
+    labels = torch.zeros(2, dtype=torch.int64) if denoiser.num_classes else None
+    recipe = Recipe(timesteps=TIMESTEPS, solver=solver)
+    sample(predict, denoiser.schedule, recipe, initial_noise(denoiser.sample_shape, range(2), 0), labels)
+    assert seen == list(enumerate(TIMESTEPS)) and len(seen) == recipe.nfe
+
+
+@FORECASTS
+def test_nothing_inside_a_skipped_sublayer_runs(denoiser, forecast):
+    """Projections, norms and, in a UNet's resnet, the embedding of the timestep: every module below a sublayer is counted."""
+    sublayers, ran = names(denoiser), []
+    hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name))
+             for name, module in denoiser.model.named_modules() if any(name.startswith(f"{s}.") for s in sublayers)]
+    skipped = [name for i, name in enumerate(sublayers) if i % 2]
+    compute = [[True] * len(sublayers)] * 2 + [[i % 2 == 0 for i in range(len(sublayers))]]
+    handle = apply_cache(denoiser.model, sublayers, compute, forecast, TIMESTEPS[:3])
+    counts = []
+    for step in range(3):
+        ran.clear()
+        handle.step = step
+        denoiser(torch.zeros(2, *denoiser.sample_shape), torch.full((2,), TIMESTEPS[step]),
+                 torch.zeros(2, dtype=torch.int64) if denoiser.num_classes else None)
+        counts.append([sum(name.startswith(f"{sublayer}.") for name in ran) for sublayer in sublayers])
+    for hook in hooks:
+        hook.remove()
+    remove_cache(denoiser.model)
+    assert all(counts[0]) and counts[1] == counts[0]
+    assert counts[2] == [0 if name in skipped else count for name, count in zip(sublayers, counts[0], strict=True)]
+    assert any("time_emb_proj" in name or "to_q" in name for name in ran), "what is counted includes projections"
+
+
+def test_a_forecast_by_hand():
+    """y = 2 x: first order through the last two computed, in timesteps; plain reuse where only one was computed."""
+    model = Toy()
+    handle = apply_cache(model, ["a"], [[True], [False], [True], [False], [False], [True], [False]], "taylor",
+                         (1000, 900, 800, 700, 400, 300, 0))
+    seen = []
+    for step, x in enumerate([1.0, 2.0, 4.0, 7.0, 7.0, 3.0, 0.0]):
+        handle.step = step
+        seen.append(model(torch.tensor([x])).item() / 11 - x)  # what `a` added
+    # computed: 2 at 1000, 8 at 800, 6 at 300. At 900: 2. At 700: 8 + 100 (6 / 200). At 400: 8 + 400 (6 / 200).
+    # At 0: 6 + 300 (6 - 8) / 500.
+    assert seen == pytest.approx([2, 2, 8, 11, 20, 6, 4.8], rel=1e-5)
+    assert model.a.calls == 3
+
+
+def test_sources_by_hand():
+    compute = [True, False, True, False, False, True, False]
+    assert sources(compute, "none") == [(), (0,), (), (2,), (2,), (), (5,)]
+    assert sources(compute, "taylor") == [(), (0,), (), (2, 0), (2, 0), (), (5, 2)]
+
+
+def test_no_more_is_kept_than_later_steps_need():
+    model = Toy()
+    handle = apply_cache(model, ["a"], [[True], [True], [True], [False], [True]], "taylor", (900, 700, 500, 300, 100))
+    kept = []
+    for step in range(5):
+        handle.step = step
+        model(torch.ones(1))
+        kept.append(sorted(handle.forwards["a"].kept))
+    assert kept == [[], [1], [1, 2], [1, 2], []]
+
+
+def test_forecasts_start_afresh_with_every_trajectory_and_batch(denoiser):
+    sublayers = names(denoiser)
+    compute = [[True] * len(sublayers)] * 2 + [[False] * len(sublayers)]
+    handle = apply_cache(denoiser.model, sublayers, compute, "taylor", TIMESTEPS[:3])
+    first = rollout(denoiser, handle)
+    other = rollout(denoiser, handle, batch=3, seed=1)
+    assert torch.equal(rollout(denoiser, handle), first)
+    assert torch.equal(rollout(denoiser, handle, batch=3, seed=1), other)
+    reused = rollout(denoiser, apply_cache(denoiser.model, sublayers, compute))
+    assert torch.equal(first[:2], reused[:2]) and not torch.equal(first[2], reused[2])
+    remove_cache(denoiser.model)
+
+
+def test_a_forecast_from_another_batch_is_refused():
+    model = Toy()
+    handle = apply_cache(model, ["a"], [[True], [True], [False]], "taylor", (2, 1, 0))
+    for step, batch in enumerate((4, 3)):
+        handle.step = step
+        model(torch.ones(batch))
+    handle.step = 2
+    with pytest.raises(ValueError, match="a: step 2 got 3 float32 on cpu, but would reuse the output for 4 float32"):
+        model(torch.ones(3))
+
+
+@pytest.mark.parametrize(("forecast", "timesteps", "message"), [
+    ("euler", (1, 0), "forecast 'euler' is not one of none, taylor"),
+    ("taylor", None, "forecast taylor needs the timesteps of the 2 steps"),
+    ("taylor", (3, 2, 1), "3 timesteps for 2 steps"),
+])
+def test_a_wrong_forecast_is_refused(forecast, timesteps, message):
+    with pytest.raises(ValueError, match=message):
+        apply_cache(Toy(), ["a"], [[True], [False]], forecast, timesteps)
+
+
 def test_another_batch_size_at_a_skipped_step_is_refused():
     model = Toy()
     handle = apply_cache(model, ["a"], [[True], [False]])
@@ -153,7 +297,7 @@ def test_a_skipped_step_without_a_computed_one_is_refused():
     model(torch.ones(1))
     handle.reset()
     handle.step = 1
-    with pytest.raises(ValueError, match="a: step 1 reuses an output, but none is kept"):
+    with pytest.raises(ValueError, match="a: step 1 reuses the output of step 0, but none is kept"):
         model(torch.ones(1))
 
 
@@ -161,9 +305,9 @@ def test_step_zero_forgets():
     model = Toy()
     handle = apply_cache(model, ["a"], [[True], [False]])
     model(torch.ones(1))
-    assert handle.forwards["a"].kept is not None
+    assert list(handle.forwards["a"].kept) == [0]
     handle.step = 0
-    assert handle.forwards["a"].kept is None
+    assert not handle.forwards["a"].kept
 
 
 def test_a_copy_of_the_model_has_a_cache_of_its_own():

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.runtime.cache import apply_cache, remove_cache
@@ -19,20 +20,21 @@ def ranges(tiny_denoiser, tiny_states):
     return calibrate_ranges(tiny_denoiser.model, [tiny_states(tiny_denoiser, 64, 7), tiny_states(tiny_denoiser, 64, 8)])
 
 
-def staggered(tiny_denoiser):
+def staggered(tiny_denoiser, forecast="none"):
     """Every sublayer is skipped at two of three later steps, the first ones at other steps than the last."""
     names = tuple(s.name for s in tiny_denoiser.sublayers())
     return CachePlan(sublayers=names, compute=tuple(tuple(step == 0 or (step + i) % 3 == 0 for i in range(len(names)))
-                                                    for step in range(len(TIMESTEPS))))
+                                                    for step in range(len(TIMESTEPS))), forecast=forecast)
 
 
 def relative_errors(tiny_denoiser, recipe, predict, tiny_states):
     """Of each step, over two trajectories with other inputs, against torch with the same cache live."""
     plan, errors = recipe.cache, []
-    handle = apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute) if plan else None
+    handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, TIMESTEPS)
     for trajectory in range(2):
         for step in range(recipe.nfe):
-            inputs = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
+            x, _, labels = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
+            inputs = x, torch.full((BATCH,), recipe.timesteps[step]), labels
             if handle is not None:
                 handle.step = step
             expected = tiny_denoiser(*inputs)
@@ -47,8 +49,9 @@ def matrix_precisions(predict):
     return Counter(n["runtimePrecision"].astype(str) for n in nodes if n["layerType"].astype(str) in MATRIX_NODES)
 
 
-def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states):
-    recipe = Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser))
+@pytest.mark.parametrize("forecast", ["none", "taylor"])
+def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states, forecast):
+    recipe = Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser, forecast))
     predict = live_graph(tiny_denoiser, recipe, BATCH)
     assert len(predict.compiled) == len(recipe.cache.masks) == 4
     assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
