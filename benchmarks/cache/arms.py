@@ -33,6 +33,7 @@ RULES = (
     Arm(name="fewer_steps", make="fewer_steps", strength="budget", values=BUDGETS),
     Arm(name="uniform_interval", make="uniform_interval", strength="budget", values=BUDGETS),
     Arm(name="time_threshold", make="time_threshold", strength="budget", values=HALVES),
+    Arm(name="time_threshold_clean", make="clean_end", strength="budget", values=HALVES),
     *(Arm(name=f"{order}_layers", make="layers", strength="budget", values=HALVES, fixed={"order": order})
       for order in ("top", "bottom", "random")),
 )
@@ -43,7 +44,7 @@ SUBLAYERS = {DIT: (r"transformer_blocks\.\d+\.attn1", r"transformer_blocks\.\d+\
 DBCACHE = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 2}
 PACKAGES = (
     Arm(name="first_block", make="first_block", strength="threshold", values=(0.05, 0.1, 0.15, 0.2, 0.3), teachers=(DIT,)),
-    Arm(name="mag", make="mag", strength="threshold", values=(0.03, 0.06, 0.12, 0.24, 0.5), teachers=(DIT,)),
+    Arm(name="mag", make="mag", strength="threshold", values=(0.06, 0.12, 0.24, 0.5), teachers=(DIT,)),
     Arm(name="pab", make="pab", strength="spatial_attention_block_skip_range", values=(2, 3, 5),
         fixed={"spatial_attention_timestep_skip_range": (100, 800)}),
     Arm(name="pab_always", make="pab", strength="spatial_attention_block_skip_range", values=(2, 3, 5),

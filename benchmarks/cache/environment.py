@@ -17,7 +17,8 @@ from tasks.core.artifacts import hash_file
 FOLDER = Path("runs/cache/venv")
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 CONSTRAINTS = Path("constraints.txt")
-QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}  # nothing is asked of a network
+QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",  # nothing is asked of a network
+         "CACHE_DIT_LOG_LEVEL": "warning"}
 
 
 def is_inside() -> bool:

@@ -19,7 +19,7 @@ from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, sample
 from tasks.runtime.solver import Predict
 
-CALIBRATION = range(64)     # samples of MagCache's calibration run
+CALIBRATION = range(16)     # samples of MagCache's calibration run
 CALIBRATION_SEED = 271_828  # of their noise: other noise than any that is judged
 
 

@@ -1,10 +1,11 @@
-"""Layers chosen without looking at them: Learning-to-Cache's baselines (arXiv 2406.01733, figure 4) as cache plans."""
+"""Layers and steps chosen without looking at them, as cache plans: what Learning-to-Cache (arXiv 2406.01733) compares with."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from tasks.cache_learn.baselines import whole_steps
 from tasks.core.recipe import CachePlan
 
 
@@ -23,3 +24,11 @@ def layers(steps: int, sublayers: Sequence[str], budget: float, order: str, seed
     compute = np.ones((steps, len(sublayers)), bool)
     compute[np.tile(halves, len(sublayers))[:due], np.repeat(ranked, len(halves))[:due]] = False
     return CachePlan(sublayers=tuple(sublayers), compute=tuple(tuple(map(bool, row)) for row in compute))
+
+
+def clean_end(steps: int, sublayers: Sequence[str], budget: float) -> CachePlan:
+    """`time_threshold` from the other side: every second step is skipped from the last one back to a threshold, none before."""
+    due = min(math.ceil(budget * steps - 1e-9), steps // 2)
+    rows = np.ones(steps, bool)
+    rows[steps - 1 - 2 * np.arange(due)] = False
+    return whole_steps(rows, sublayers)

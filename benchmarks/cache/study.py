@@ -58,7 +58,7 @@ def rule(make: Callable[..., CachePlan], lab: Lab, recipe: Recipe, **settings) -
     return make(recipe.nfe, lab.sublayers, **settings)
 
 
-PLANS = {"errors": errors, "router": router, "layers": partial(rule, rules.layers),
+PLANS = {"errors": errors, "router": router, "layers": partial(rule, rules.layers), "clean_end": partial(rule, rules.clean_end),
          "uniform_interval": partial(rule, uniform_interval), "time_threshold": partial(rule, time_threshold)}
 
 

@@ -106,6 +106,12 @@ def test_layers_remove_what_they_are_asked_to_up_to_half(order, budget, removed)
     assert rules.layers(20, tuple("abcdefghij"), budget, order).removed_share == pytest.approx(removed)
 
 
+def test_a_threshold_from_the_clean_end_leaves_the_noisy_one_alone():
+    skipped = [step for step, row in enumerate(rules.clean_end(6, "ab", 0.3).compute) if not any(row)]
+    assert skipped == [3, 5]
+    assert rules.clean_end(7, "ab", 0.9).removed_share == pytest.approx(3 / 7)
+
+
 def test_an_unknown_order_is_named():
     with pytest.raises(ValueError, match="order: 'middle' is not one of top, bottom, random"):
         rules.layers(4, "ab", 0.5, "middle")
