@@ -1,16 +1,19 @@
 """Every arm's curve from results.csv: fidelity against what is computed, and against measured latency."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from benchmarks.cache.arms import ARMS, NFES, OPPONENTS, OURS, PLANS, RULES, SOLVERS, TEACHERS
+from benchmarks.cache.arms import ARMS, NFES, OURS, PACKAGES, PLANS, RULES, SOLVERS, TEACHERS
 
-# Okabe and Ito's palette, told apart by people with any colour vision; marker and line tell arms of one colour apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, told apart by people with any colour vision: a colour for each package.
+COLOURS = {"first_block": "#0072B2", "mag": "#D55E00", "pab": "#E69F00", "taylorseer": "#009E73", "dbcache": "#CC79A7",
+           "deepcache": "#56B4E9"}
 MARKERS = "osD^v<>PX*"
 PANELS = (("computed share of sublayer evaluations", "removed_share"), ("latency of 8 images, eager [ms]", "latency_ms_eager"))
 Curve = list[tuple[float, float]]
@@ -28,46 +31,51 @@ def curves(rows: Sequence[Mapping], teacher: str, setting: str, horizontal: str)
         cells = [values.get(f"{arm.name}/{value:g}", {}) for value in arm.values]
         points = [(1 - cell[horizontal] if horizontal == "removed_share" else cell[horizontal], cell["fidelity"])
                   for cell in cells if {horizontal, "fidelity"} <= cell.keys()]
-        if points:
+        if any(strays for _, strays in points):
             found[arm.name] = points
     return found
 
 
 def look(name: str) -> dict:
-    """Ours in thick lines, rules dashed, packages solid."""
-    if name in {arm.name for arm in PLANS}:
-        line = ("-", "--", ":")[[arm.name for arm in PLANS].index(name)]
-        return {"color": "#000000", "linewidth": 3.0 if name == OURS else 1.6, "linestyle": line, "zorder": 5}
-    place = [arm.name for arm in OPPONENTS].index(name)
-    rule = name in {arm.name for arm in RULES}
-    return {"color": COLOURS[:-1][place % 6], "marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linewidth": 1.0,
-            "linestyle": "--" if rule else "-"}
+    """Ours black, rules grey and dashed, packages in colour; markers tell those of one colour apart."""
+    arm = next(arm for arm in ARMS if arm.name == name)
+    if arm in PLANS:
+        return {"color": "black", "linewidth": 3.0 if name == OURS else 1.6, "linestyle": ("-", "--", ":")[PLANS.index(arm)],
+                "zorder": 5}
+    rule = arm in RULES
+    place = (RULES if rule else [other for other in PACKAGES if other.make == arm.make]).index(arm)
+    return {"color": "0.55" if rule else COLOURS[arm.make], "linestyle": "--" if rule else "-", "linewidth": 1.0,
+            "marker": MARKERS[place], "markersize": 4}
 
 
 def draw(rows: Sequence[Mapping], path: Path) -> None:
-    """Raises ValueError where there is nothing to draw."""
-    settings = [f"{solver}{nfe}" for nfe in NFES for solver in SOLVERS]
-    figure = Figure(figsize=(17, 4 * len(settings)), dpi=80, layout="constrained")
-    axes = figure.subplots(len(settings), len(TEACHERS) * len(PANELS), squeeze=False)
-    names: dict[str, object] = {}
-    for row, setting in zip(axes, settings, strict=True):
-        columns = [(teacher, *panel) for teacher in TEACHERS for panel in PANELS]
-        for axis, (teacher, label, horizontal) in zip(row, columns, strict=True):
-            panel(axis, curves(rows, teacher, setting, horizontal), f"{teacher}, {setting}", label, names)
-    if not names:
+    """A row for every setting, a column for every teacher and panel that has a curve. Raises ValueError where none has."""
+    settings, columns = [f"{solver}{nfe}" for nfe in NFES for solver in SOLVERS], list(itertools.product(TEACHERS, PANELS))
+    found = {(setting, column): curves(rows, column[0], setting, column[1][1]) for setting in settings for column in columns}
+    settings = [setting for setting in settings if any(found[setting, column] for column in columns)]
+    columns = [column for column in columns if any(found[setting, column] for setting in settings)]
+    if not settings:
         raise ValueError("results.csv: holds no curve to draw yet; run python -m benchmarks.cache first")
-    order = [arm.name for arm in ARMS if arm.name in names]
-    figure.legend([names[name] for name in order], order, loc="outside lower center", ncols=7, frameon=False)
+    figure = Figure(figsize=(4.3 * len(columns) + 2, 4 * len(settings)), dpi=80, layout="constrained")
+    axes = figure.subplots(len(settings), len(columns), squeeze=False)
+    lines: dict[str, Line2D] = {}
+    for setting, row in zip(settings, axes, strict=True):
+        for (teacher, (label, horizontal)), axis in zip(columns, row, strict=True):
+            lines |= panel(axis, found[setting, (teacher, (label, horizontal))], f"{teacher}, {setting}", label)
+    order = [arm.name for arm in ARMS if arm.name in lines]
+    figure.legend([lines[name] for name in order], order, loc="outside right upper", frameon=False)
     FigureCanvasAgg(figure).print_png(path)
 
 
-def panel(axis: Axes, found: Mapping[str, Curve], title: str, label: str, names: dict[str, object]) -> None:
+def panel(axis: Axes, found: Mapping[str, Curve], title: str, label: str) -> dict[str, Line2D]:
+    """What strays by nothing, because it skips nothing, has no place on a logarithmic axis."""
+    lines = {}
     for name, points in found.items():
-        names[name], = axis.plot(*zip(*points, strict=True), **look(name))
+        lines[name], = axis.plot(*zip(*[point for point in points if point[1] > 0], strict=True), **look(name))
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel(label)
     axis.set_ylabel("distance to the uncached run [units]")
-    axis.set_yscale("symlog", linthresh=0.1)
-    axis.set_ylim(bottom=0)
+    axis.set_yscale("log")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+    return lines
