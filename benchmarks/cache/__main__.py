@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.cache import environment, study
-from benchmarks.cache.arms import ARMS, JUDGED, OURS, PLANS, TEACHERS, Cell, cells, finalists
+from benchmarks.cache.arms import ARMS, JUDGED, OURS, PLANS, TEACHERS, TIMED, Cell, cells, finalists
 from benchmarks.cache.compare import distances, nearer
 from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, open_lab
 from benchmarks.cache.plot import draw
@@ -53,7 +53,7 @@ class Study:
         """What is measured together and is not there yet."""
         due = [cell for cell in chosen if not self.has(cell, DONE_BY[part])]
         if part == "speed":
-            return study.groups(due)
+            return study.groups([cell for cell in due if cell.solver == TIMED])
         last = [cell for name in JUDGED for cell in finalists(name)]
         return [[cell] for cell in due if part == "fidelity" or cell in last]
 
@@ -94,8 +94,7 @@ class Study:
         for teacher, setting in dict.fromkeys((cell.teacher, cell.setting) for cell in measured):
             group = [cell for cell in measured if (cell.teacher, cell.setting) == (teacher, setting)]
             found += self.compared(group, self.lab(teacher))
-        kept = [row for row in results.read(self.results) if not row["metric"].startswith("behind")]
-        results.write(self.results, [*kept, *found])
+        results.replace(self.results, lambda row: row["metric"].startswith("behind"), found)
 
     def compared(self, group: list[Cell], lab: Lab) -> list[dict]:
         """Rows of one setting; none before ours is measured."""

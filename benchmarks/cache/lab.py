@@ -46,7 +46,7 @@ class Sizes:
     nfes: tuple[int, ...]
 
 
-FULL = Sizes(pairs=1000, finalists=10_000, timed_s=20, repeats=7, scale="full", nfes=NFES)
+FULL = Sizes(pairs=200, finalists=10_000, timed_s=5, repeats=5, scale="full", nfes=NFES)
 FEW = Sizes(pairs=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
 
 

@@ -72,6 +72,8 @@ def panel(axis: Axes, found: Mapping[str, Curve], title: str, label: str) -> dic
     lines = {}
     for name, points in found.items():
         lines[name], = axis.plot(*zip(*[point for point in points if point[1] > 0], strict=True), **look(name))
+    if not lines:
+        axis.set_visible(False)
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel(label)
     axis.set_ylabel("distance to the uncached run [units]")

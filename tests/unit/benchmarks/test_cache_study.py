@@ -2,11 +2,15 @@
 
 import copy
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import results
 from benchmarks.cache import environment, plot, rules
 from benchmarks.cache.arms import ARMS, OPPONENTS, OURS, PLANS, RULES, cells, finalists
 from benchmarks.cache.compare import at_share, distances, nearer
@@ -18,6 +22,7 @@ from tasks.core.sampler import sample
 from tasks.pretrain_load.architectures import SCHEDULE, dit, unet
 from tasks.runtime.cache import apply_cache
 
+ROOT = Path(__file__).parents[3]
 TIMESTEPS = (900, 600, 300, 100)
 
 
@@ -67,11 +72,10 @@ def test_what_a_plan_skips_is_what_is_counted(teacher):
     assert found["macs_share"] == pytest.approx(macs(costs, recipe) / macs(costs, Recipe(timesteps=TIMESTEPS)))
 
 
+@pytest.mark.parametrize("teacher", ["dit"], indirect=True)  # the blocks of a UNet change the shape
 def test_a_block_that_is_skipped_whole_is_counted_too(teacher):
     """As packages do it: not the sublayer's forward is replaced, but that of what holds it."""
     denoiser = Denoiser(copy.deepcopy(teacher.model), teacher.schedule)
-    if denoiser.architecture == "unet":
-        pytest.skip("the blocks of a UNet change the shape")
     layers = denoiser.prunable_layers()
     denoiser.model.transformer_blocks[1].forward = lambda hidden_states, **others: hidden_states
     with counted_calls(layers) as calls:
@@ -195,3 +199,23 @@ def test_nothing_to_draw_is_said(tmp_path):
 def test_every_arm_looks_different():
     looks = [tuple(sorted((key, str(value)) for key, value in plot.look(arm.name).items())) for arm in ARMS]
     assert len(set(looks)) == len(looks)
+
+
+# ---- rows ----
+
+def test_parts_that_run_side_by_side_lose_no_row(tmp_path):
+    """Four processes, each appending its own rows one by one."""
+    path = tmp_path / "results.csv"
+    program = ("import sys; from pathlib import Path; from benchmarks import results\n"
+               "for i in range(25): results.append(Path(sys.argv[1]), [{'variant': sys.argv[2], 'seed': i}])")
+    running = [subprocess.Popen([sys.executable, "-c", program, path, name], cwd=ROOT) for name in "abcd"]
+    assert [process.wait() for process in running] == [0] * 4
+    assert sorted((row["variant"], int(row["seed"])) for row in results.read(path)) == [
+        (name, i) for name in "abcd" for i in range(25)]
+
+
+def test_rows_are_replaced(tmp_path):
+    path = tmp_path / "results.csv"
+    results.append(path, [{"variant": "a", "metric": "old"}, {"variant": "a", "metric": "kept"}])
+    results.replace(path, lambda row: row["metric"] == "old", [{"variant": "a", "metric": "new"}])
+    assert [row["metric"] for row in results.read(path)] == ["kept", "new"]

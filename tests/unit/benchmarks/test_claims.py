@@ -119,7 +119,7 @@ def test_claims_of_caches_hold_where_all_is_good(tmp_path):
 def test_one_bad_cell_fells_its_claim_alone(tmp_path, arm, metric, value, claim):
     """Of one teacher, one setting and one strength: the first of them for an opponent, a finalist for ours."""
     def change(cell, found, good):
-        bad = (cell.teacher, cell.setting, cell.arm.name, found) == ("mnist_dit", "dpm2m50", arm, metric)
+        bad = (cell.teacher, cell.setting, cell.arm.name, found) == ("mnist_dit", "ddim50", arm, metric)
         return value if bad and cell.value in (cell.arm.values[0], 0.4) else good
 
     outcomes = cache_study(tmp_path, change)
@@ -144,4 +144,4 @@ def test_who_is_not_beaten_is_named(tmp_path):
         return 0.9 if (cell.arm.name, metric) == ("mag", "behind_p_holm") else good
 
     found = cache_study(tmp_path, change)
-    assert "not mag (20)" in found["nearer_than_every_opponent"].measured
+    assert "not mag (16)" in found["nearer_than_every_opponent"].measured
