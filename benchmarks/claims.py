@@ -6,10 +6,11 @@ there is "not measured", which is no failure and no pass: nothing is measured he
 
 import argparse
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cache.arms import ARMS, OPPONENTS, OURS, SOLVERS, TIMED, Arm, cells, finalists
 from tasks.core.artifacts import read_json
 
 GROUPS = ("spine", "sparsity", "cache", "search", "runtime", "operations", "models")
@@ -212,6 +213,64 @@ def study_time(root: Path) -> Outcome:
     """All arms of the study on 2 cores."""
     seconds = values(study(root, "sparsity"), "seconds")
     return at_most(6, [sum(seconds) / 3600] if seconds else [], " h")
+
+
+# ---- cache ----
+
+def of_cells(root: Path, metric: str) -> dict[tuple[str, str], float]:
+    """(teacher, setting/arm/strength) -> value, of the study of caches."""
+    return {(row["teacher"], row["variant"]): float(row["value"]) for row in study(root, "cache") if row["metric"] == metric}
+
+
+def is_whole(found: Iterable[tuple[str, str]], arms: Sequence[Arm], solvers: Sequence[str] = SOLVERS) -> bool:
+    """Is every strength of these arms there, on every teacher that has them, under every setting?"""
+    return {(cell.teacher, cell.variant) for cell in cells() if cell.arm in arms and cell.solver in solvers} <= set(found)
+
+
+@claim("cache")
+def nearer_than_every_opponent(root: Path) -> Outcome:
+    """The plan from the error table against every strength of every opponent, at the opponent's own share of sublayer
+    evaluations: smaller distance to the uncached run, paired, p < 0.05 after Holm's correction within a setting."""
+    bar = "every opponent's strengths, all settings"
+    if not is_whole(of_cells(root, "removed_share"), (*OPPONENTS, next(arm for arm in ARMS if arm.name == OURS))):
+        return Outcome(bar, "-", None)
+    found = of_cells(root, "behind_p_holm")
+    other = [variant.split("/")[1] for (_, variant), p in found.items() if p >= 0.05]
+    names = ", ".join(f"{name} ({other.count(name)})" for name in sorted(set(other)))
+    return Outcome(bar, f"{len(found) - len(other)} of {len(found)}{': not ' if other else ''}{names}", not other)
+
+
+@claim("cache")
+def speed_of_skipped_work(root: Path) -> Outcome:
+    """Measured speed of the plan from the error table at batch 8 over what the MACs that are left predict: the slowest of all
+    budgets, numbers of steps, teachers and backends."""
+    predicted = of_cells(root, "speedup_predicted")
+    ours = next(arm for arm in ARMS if arm.name == OURS)
+    shares = []
+    for backend in ours.backends:
+        speeds = {cell: speed for cell, speed in of_cells(root, f"speedup_{backend}").items() if f"/{OURS}/" in cell[1]}
+        if not is_whole(speeds, [ours], [TIMED]):
+            return at_least(0.9, [])
+        shares += [speed / predicted[cell] for cell, speed in speeds.items()]
+    return at_least(0.9, shares)
+
+
+@claim("cache")
+def half_of_fewer_steps(root: Path) -> Outcome:
+    """At 25 % (20 steps) and 40 % (50 steps) removed: distance to the uncached run over that of the same solver taking
+    proportionally fewer steps."""
+    fidelity = of_cells(root, "fidelity")
+    pairs = [(cell.teacher, cell.variant, cell.variant.replace(f"/{OURS}/", "/fewer_steps/")) for cell in finalists(OURS)]
+    there = all({(teacher, ours), (teacher, fewer)} <= fidelity.keys() for teacher, ours, fewer in pairs)
+    return at_most(0.5, [fidelity[teacher, ours] / fidelity[teacher, fewer] for teacher, ours, fewer in pairs] if there else [])
+
+
+@claim("cache")
+def quality_of_finalists(root: Path) -> Outcome:
+    """There: 95 % bound of the FID increase over the uncached run."""
+    bounds = of_cells(root, "loss_upper95")
+    wanted = [(cell.teacher, cell.variant) for cell in finalists(OURS)]
+    return at_most(0.05, [bounds[cell] for cell in wanted] if set(wanted) <= bounds.keys() else [])
 
 
 # ---- the command ----

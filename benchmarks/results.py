@@ -1,7 +1,10 @@
 """A study's results.csv: long form, a row a number, replaced whole or not at all, so that a kill leaves the rows of before."""
 
+import contextlib
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 COLUMNS = ("teacher", "variant", "seed", "metric", "value", "protocol")
@@ -25,4 +28,21 @@ def write(results: Path, rows: Iterable[Mapping], columns: Sequence[str] = COLUM
 
 
 def append(results: Path, rows: Iterable[Mapping], columns: Sequence[str] = COLUMNS) -> None:
-    write(results, [*read(results), *rows], columns)
+    replace(results, lambda row: False, rows, columns)
+
+
+def replace(results: Path, gone: Callable[[Mapping], bool], rows: Iterable[Mapping], columns: Sequence[str] = COLUMNS) -> None:
+    """Drop what is `gone`, add rows. Parts of a study that run side by side take turns."""
+    with alone(results.parent):
+        write(results, [*(row for row in read(results) if not gone(row)), *rows], columns)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time, by a lock that ends with the process that holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from benchmarks.cache.arms import OPPONENTS, cells
 from benchmarks.claims import CLAIMS, GROUPS, at_least, at_most, main, table
+from benchmarks.results import write
 from benchmarks.spine.measure import COLUMNS
 
 GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", "make_run_s"): 460,
@@ -85,3 +87,61 @@ def test_the_table_says_what_falls_short(tmp_path):
     assert not good
     line = next(line for line in text.splitlines() if "same_hashes" in line)
     assert "1 of 2: not evolve" in line and line.endswith("falls short")
+
+
+# ---- cache ----
+
+CACHE_GOOD = {"removed_share": 0.4, "behind_p_holm": 0.01, "speedup_predicted": 1.5, "speedup_eager": 1.4,
+              "speedup_openvino": 1.4, "fidelity": 1.0, "loss_upper95": 0.04}
+
+
+def cache_study(root, change=lambda cell, metric, value: value):
+    """Every cell with every metric, as `change` leaves it; None drops the row. fewer_steps strays three times as far."""
+    (root / "benchmarks" / "cache").mkdir(parents=True)
+    rows = [{"teacher": cell.teacher, "variant": cell.variant, "seed": 0, "metric": metric, "protocol": "p",
+             "value": change(cell, metric, 3 * value if (cell.arm.name, metric) == ("fewer_steps", "fidelity") else value)}
+            for cell in cells() for metric, value in CACHE_GOOD.items() if (metric != "behind_p_holm" or cell.arm in OPPONENTS)]
+    write(root / "benchmarks" / "cache" / "results.csv", [row for row in rows if row["value"] is not None])
+    return {c.name: c.check(root) for c in CLAIMS if c.group == "cache"}
+
+
+def test_claims_of_caches_hold_where_all_is_good(tmp_path):
+    assert {outcome.word for outcome in cache_study(tmp_path).values()} == {"holds"}
+
+
+@pytest.mark.parametrize("arm, metric, value, claim", [
+    ("first_block", "behind_p_holm", 0.05, "nearer_than_every_opponent"),
+    ("errors", "speedup_eager", 1.34, "speed_of_skipped_work"),
+    ("errors", "speedup_openvino", 1.34, "speed_of_skipped_work"),
+    ("errors", "fidelity", 1.51, "half_of_fewer_steps"),
+    ("errors", "loss_upper95", 0.051, "quality_of_finalists"),
+])
+def test_one_bad_cell_fells_its_claim_alone(tmp_path, arm, metric, value, claim):
+    """Of one teacher, one setting and one strength: the first of them for an opponent, a finalist for ours."""
+    def change(cell, found, good):
+        bad = (cell.teacher, cell.setting, cell.arm.name, found) == ("mnist_dit", "ddim50", arm, metric)
+        return value if bad and cell.value in (cell.arm.values[0], 0.4) else good
+
+    outcomes = cache_study(tmp_path, change)
+    assert [name for name, outcome in outcomes.items() if outcome.word != "holds"] == [claim]
+
+
+@pytest.mark.parametrize("arm, metric, claim", [
+    ("pab", "removed_share", "nearer_than_every_opponent"), ("errors", "speedup_eager", "speed_of_skipped_work"),
+    ("fewer_steps", "fidelity", "half_of_fewer_steps"), ("errors", "loss_upper95", "quality_of_finalists"),
+])
+def test_a_claim_of_all_settings_is_not_made_from_some(tmp_path, arm, metric, claim):
+    def change(cell, found, good):
+        return None if (cell.teacher, cell.setting, cell.arm.name, found) == ("mnist_unet", "ddim20", arm, metric) else good
+
+    outcomes = cache_study(tmp_path, change)
+    assert [name for name, outcome in outcomes.items() if outcome.word != "holds"] == [claim]
+    assert outcomes[claim].word == "not measured"
+
+
+def test_who_is_not_beaten_is_named(tmp_path):
+    def change(cell, metric, good):
+        return 0.9 if (cell.arm.name, metric) == ("mag", "behind_p_holm") else good
+
+    found = cache_study(tmp_path, change)
+    assert "not mag (16)" in found["nearer_than_every_opponent"].measured

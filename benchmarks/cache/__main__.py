@@ -1,0 +1,163 @@
+"""The study of caches: ours, rules and packages beside each other. `python -m benchmarks.cache [--few] [--only PART]`.
+
+Numbers go to results.csv as they are had; a stopped study goes on where it was. It runs in an environment of its own below
+runs/cache, which it builds once. `python -m benchmarks.cache plot` draws what there is.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import results
+from benchmarks.cache import environment, study
+from benchmarks.cache.arms import ARMS, JUDGED, OURS, PLANS, TEACHERS, TIMED, Cell, cells, finalists
+from benchmarks.cache.compare import distances, nearer
+from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, open_lab
+from benchmarks.cache.plot import draw
+
+HOME, WORK = Path(__file__).parent, Path("runs/cache")
+PARTS = ("fidelity", "speed", "finalists")
+DONE_BY = {"fidelity": "fidelity", "speed": "speedup_eager", "finalists": "loss"}  # the metric that says a cell has had it
+
+
+class Study:
+    """Rows, labs and sizes of one study, full or few."""
+
+    def __init__(self, few: bool):
+        self.sizes: Sizes = FEW if few else FULL
+        self.work = WORK / "few" if few else WORK / "full"
+        self.results = self.work / "results.csv" if few else HOME / "results.csv"
+        self.plot = self.results.with_name("curves.png")
+        self.labs: dict[str, Lab] = {}
+
+    def lab(self, teacher: str) -> Lab:
+        if teacher not in self.labs:
+            self.labs[teacher] = open_lab(teacher, self.work, self.sizes)
+        return self.labs[teacher]
+
+    def rows(self, cell: Cell, numbers: dict[str, float], protocol: str) -> list[dict]:
+        return [{"teacher": cell.teacher, "variant": cell.variant, "seed": 0, "metric": metric, "value": f"{value:.6g}",
+                 "protocol": protocol} for metric, value in numbers.items()]
+
+    def has(self, cell: Cell, metric: str) -> bool:
+        return any((row["teacher"], row["variant"], row["metric"]) == (cell.teacher, cell.variant, metric)
+                   for row in results.read(self.results))
+
+    # ---- the parts ----
+
+    def jobs(self, part: str, chosen: Iterable[Cell]) -> list[list[Cell]]:
+        """What is measured together and is not there yet."""
+        due = [cell for cell in chosen if not self.has(cell, DONE_BY[part])]
+        if part == "speed":
+            return study.groups([cell for cell in due if cell.solver == TIMED])
+        last = [cell for name in JUDGED for cell in finalists(name)]
+        return [[cell] for cell in due if part == "fidelity" or cell in last]
+
+    def run(self, part: str, chosen: list[Cell]) -> None:
+        jobs, started = self.jobs(part, chosen), time.monotonic()
+        for place, job in enumerate(jobs):
+            began = time.monotonic()
+            self.results.parent.mkdir(parents=True, exist_ok=True)
+            results.append(self.results, list(MEASURES[part](self, job, began)))
+            left = (time.monotonic() - started) / (place + 1) * (len(jobs) - place - 1)
+            print(f"{part} {job[0].teacher} {job[-1].variant}: done in {time.monotonic() - began:.0f} s; "
+                  f"{len(jobs) - place - 1} left, about {left / 60:.0f} min", flush=True)
+
+    def fidelity(self, job: list[Cell], began: float) -> Iterator[dict]:
+        cell, = job
+        numbers = study.straying(cell, self.lab(cell.teacher))
+        protocol = f"{self.sizes.pairs} pairs, batch {BATCH}, eager fp32, report net"
+        yield from self.rows(cell, numbers | {"seconds": time.monotonic() - began}, protocol)
+
+    def speed(self, job: list[Cell], began: float) -> Iterator[dict]:
+        numbers = study.timed(job, self.lab(job[0].teacher))
+        protocol = f"{study.machine()}; whole trajectories of {BATCH} images, in turns with the uncached run"
+        for cell in job:
+            seconds = {"seconds_timing": (time.monotonic() - began) / len(job)}
+            yield from self.rows(cell, numbers[cell.variant] | seconds, protocol)
+
+    def finalists(self, job: list[Cell], began: float) -> Iterator[dict]:
+        cell, = job
+        numbers = study.judged(cell, self.lab(cell.teacher))
+        protocol = f"{self.sizes.finalists} samples, OpenVINO fp32, report net, paired bootstrap"
+        yield from self.rows(cell, numbers | {"seconds_judging": time.monotonic() - began}, protocol)
+
+    # ---- the comparison, made anew each time ----
+
+    def compare(self) -> None:
+        measured = [cell for cell in cells() if self.has(cell, "fidelity")]
+        found = []
+        for teacher, setting in dict.fromkeys((cell.teacher, cell.setting) for cell in measured):
+            group = [cell for cell in measured if (cell.teacher, cell.setting) == (teacher, setting)]
+            found += self.compared(group, self.lab(teacher))
+        results.replace(self.results, lambda row: row["metric"].startswith("behind"), found)
+
+    def compared(self, group: list[Cell], lab: Lab) -> list[dict]:
+        """Rows of one setting; none before ours is measured."""
+        removed = {row["variant"]: float(row["value"]) for row in results.read(self.results)
+                   if row["teacher"] == lab.name and row["metric"] == "removed_share"}
+        base = lab.uncached(group[0].solver, group[0].nfe)
+        points = {cell: (removed[cell.variant], distances(self.features(cell, lab), base) / lab.unit) for cell in group}
+        ours = [points[cell] for cell in group if cell.arm.name == OURS]
+        others = {cell: points[cell] for cell in group if cell.arm not in PLANS}
+        if not ours:
+            return []
+        protocol = f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, Holm over {len(others)} cells"
+        return [row for cell, numbers in nearer(ours, others).items() for row in self.rows(cell, numbers, protocol)]
+
+    def features(self, cell: Cell, lab: Lab) -> np.ndarray:
+        return np.load(lab.folder / "features" / f"{study.features_path(cell, self.sizes.pairs)}.npy")
+
+
+MEASURES: dict[str, Callable[[Study, list[Cell], float], Iterator[dict]]] = {
+    "fidelity": Study.fidelity, "speed": Study.speed, "finalists": Study.finalists}
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache", description=__doc__.partition("\n")[0])
+    parser.add_argument("command", nargs="?", choices=("run", "compare", "plot"), default="run")
+    parser.add_argument("--only", choices=PARTS, help="one part of the study")
+    parser.add_argument("--arm", choices=[arm.name for arm in ARMS], help="one arm")
+    parser.add_argument("--teacher", choices=TEACHERS, help="one teacher")
+    parser.add_argument("--setting", help="one solver and number of steps: ddim20, dpm2m50, ...")
+    parser.add_argument("--few", action="store_true", help="a trial in minutes, below runs/cache/few: says nothing of quality")
+    parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
+    return parser.parse_args(arguments)
+
+
+def wanted(asked: argparse.Namespace, sizes: Sizes) -> list[Cell]:
+    return [cell for cell in cells() if cell.nfe in sizes.nfes and asked.arm in (None, cell.arm.name)
+            and asked.teacher in (None, cell.teacher) and asked.setting in (None, cell.setting)]
+
+
+def carry_out(asked: argparse.Namespace) -> None:
+    work, parts = Study(asked.few), PARTS if asked.only is None else (asked.only,)
+    if asked.command == "plot":
+        draw(results.read(work.results), work.plot)
+        return
+    if asked.list:
+        for part in parts:
+            for job in work.jobs(part, wanted(asked, work.sizes)):
+                print(part, job[0].teacher, *(cell.variant for cell in job))
+        return
+    if asked.command == "run":
+        if not environment.is_inside():
+            environment.enter(sys.argv[1:])
+        for part in parts:
+            work.run(part, wanted(asked, work.sizes))
+    work.compare()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    try:
+        carry_out(parsed(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The arms of the study: who skips what, and how strongly. Tables of arguments, no code of their own."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+TEACHERS = ("mnist_dit", "mnist_unet")
+DIT, UNET = TEACHERS
+SOLVERS, NFES = ("ddim", "dpm2m"), (20, 50)
+TIMED = SOLVERS[0]  # the solver under which speed is measured: its own arithmetic takes no time beside the network's
+BUDGETS = (0.1, 0.25, 0.4, 0.5, 0.6)  # shares of all sublayer evaluations to remove
+FOUR, HALVES = (0.1, 0.25, 0.4, 0.6), (0.1, 0.25, 0.4)  # of rules; of those that compute every second step in full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """name: unique. make: a function of `study.MAKERS`, called with `strength`, one of `values`, and `fixed`."""
+
+    name: str
+    make: str
+    strength: str
+    values: tuple
+    fixed: Mapping = field(default_factory=dict, hash=False)
+    teachers: tuple[str, ...] = TEACHERS
+    backends: tuple[str, ...] = ("eager",)  # on which it is timed
+
+
+OURS = "errors"
+PLANS = (
+    Arm(name=OURS, make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4}, backends=("eager", "openvino")),
+    Arm(name="errors_any_mask", make="errors", strength="budget", values=FOUR, fixed={"max_masks": max(NFES)}),
+    Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
+)
+RULES = (
+    Arm(name="fewer_steps", make="fewer_steps", strength="budget", values=FOUR),
+    Arm(name="uniform_interval", make="uniform_interval", strength="budget", values=FOUR),
+    Arm(name="time_threshold", make="time_threshold", strength="budget", values=HALVES),
+    Arm(name="time_threshold_clean", make="clean_end", strength="budget", values=HALVES),
+    *(Arm(name=f"{order}_layers", make="layers", strength="budget", values=HALVES, fixed={"order": order})
+      for order in ("top", "bottom", "random")),
+)
+
+# Strengths of what decides by a threshold were placed on the shipped teachers: from removing little to removing about 60 %.
+SUBLAYERS = {DIT: (r"transformer_blocks\.\d+\.attn1", r"transformer_blocks\.\d+\.ff"),
+             UNET: (r".*\.resnets\.\d+", r".*\.attentions\.\d+")}
+DBCACHE = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 2}
+PACKAGES = (
+    Arm(name="first_block", make="first_block", strength="threshold", values=(0.05, 0.1, 0.15, 0.2, 0.3), teachers=(DIT,)),
+    Arm(name="mag", make="mag", strength="threshold", values=(0.06, 0.12, 0.24, 0.5), teachers=(DIT,)),
+    Arm(name="pab", make="pab", strength="spatial_attention_block_skip_range", values=(2, 3, 5),
+        fixed={"spatial_attention_timestep_skip_range": (100, 800)}),
+    Arm(name="pab_always", make="pab", strength="spatial_attention_block_skip_range", values=(2, 3, 5),
+        fixed={"spatial_attention_timestep_skip_range": (-1, 1000)}),
+    *(Arm(name=f"taylorseer_{order}", make="taylorseer", strength="cache_interval", values=(2, 3, 4, 6),
+          fixed={"max_order": order}) for order in (1, 2)),
+    Arm(name="dbcache", make="dbcache", strength="residual_diff_threshold", values=(0.05, 0.1, 0.15, 0.2, 0.3),
+        fixed=DBCACHE, teachers=(DIT,)),
+    Arm(name="dbcache_taylorseer", make="dbcache", strength="residual_diff_threshold", values=(0.05, 0.1, 0.15, 0.2, 0.3),
+        fixed={**DBCACHE, "taylorseer_order": 1}, teachers=(DIT,)),
+    *(Arm(name=f"deepcache_{branch}", make="deepcache", strength="cache_interval", values=(2, 3, 5),
+          fixed={"cache_branch_id": branch}, teachers=(UNET,)) for branch in (0, 3)),
+)
+ARMS = (*PLANS, *RULES, *PACKAGES)
+OPPONENTS = tuple(arm for arm in ARMS if arm not in PLANS)
+FINALISTS = {20: 0.25, 50: 0.4}  # steps -> budget at which quality is judged on many samples
+JUDGED = (OURS, "fewer_steps")   # there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm at one strength, under one solver and number of steps; value None is the uncached run itself."""
+
+    teacher: str
+    solver: str
+    nfe: int
+    arm: Arm | None = None
+    value: float | int | None = None
+
+    @property
+    def setting(self) -> str:
+        return f"{self.solver}{self.nfe}"
+
+    @property
+    def variant(self) -> str:
+        return f"{self.setting}/{self.arm.name}/{self.value:g}" if self.arm else f"{self.setting}/uncached"
+
+
+def cells() -> Iterator[Cell]:
+    """All of them; what a claim rests on most comes first."""
+    for teacher in TEACHERS:
+        for nfe in NFES:
+            for solver in SOLVERS:
+                yield from (Cell(teacher=teacher, solver=solver, nfe=nfe, arm=arm, value=value)
+                            for arm in ARMS if teacher in arm.teachers for value in arm.values)
+
+
+def finalists(name: str) -> list[Cell]:
+    """The cells of one arm at the strengths whose quality is claimed."""
+    return [cell for cell in cells() if cell.arm.name == name and cell.value == FINALISTS[cell.nfe]]

@@ -1,0 +1,50 @@
+"""Ours against every opponent at equal sublayer evaluations: paired distances, interpolated along our curve. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tasks.core.quality import Difference, holm
+
+LEAST = 0.02  # removed share below which a cell saves nothing that could be compared
+
+
+def distances(found: np.ndarray, uncached: np.ndarray) -> np.ndarray:
+    """(N, D) features of the same seeds -> (N,) distance of every pair."""
+    return np.linalg.norm(found - uncached, axis=1)
+
+
+def at_share(curve: Sequence[tuple[float, np.ndarray]], removed: float) -> np.ndarray | None:
+    """curve: (removed share, (N,) distances) of one arm's strengths -> (N,) at this share, pair by pair and linear between the
+    two neighbours, from (0, no distance) on. None beyond the curve's end: nothing is extrapolated.
+
+    A curve that bends upwards lies below its chords, so what is interpolated is too far rather than too near.
+    """
+    points = sorted([(0.0, np.zeros_like(curve[0][1])), *curve], key=lambda point: point[0])
+    shares = [share for share, _ in points]
+    if not 0 <= removed <= shares[-1]:
+        return None
+    above = int(np.searchsorted(shares, removed))
+    if above == 0:
+        return points[0][1]
+    (low, near), (high, far) = points[above - 1], points[above]
+    weight = (removed - low) / (high - low)
+    return (1 - weight) * near + weight * far
+
+
+def nearer(curve: Sequence[tuple[float, np.ndarray]],
+           opponents: Mapping[str, tuple[float, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """curve: ours; opponents: name -> (removed share, (N,) distances), all of the same pairs under one setting.
+
+    -> name -> behind: mean distance of the opponent less ours at its share, in the distances' unit; behind_p_holm: p-value of
+    "ours is as far or farther", adjusted for the number of opponents. Left out: who removes next to nothing, or more than
+    any of ours.
+    """
+    ours = {name: at_share(curve, removed) for name, (removed, _) in opponents.items() if removed >= LEAST}
+    differences = {name: paired(found - opponents[name][1]) for name, found in ours.items() if found is not None}
+    adjusted = holm({name: d.p_worse_by(0.0) for name, d in differences.items()})
+    return {name: {"behind": -d.estimate, "behind_p_holm": adjusted[name]} for name, d in differences.items()}
+
+
+def paired(difference: np.ndarray) -> Difference:
+    return Difference(float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5))

@@ -1,0 +1,142 @@
+"""What all arms share: a shipped teacher, the judge of its samples, the error table and routers that our plans come from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cache.arms import NFES
+from benchmarks.cache.work import Meter
+from benchmarks.sparsity.lab import kept_features, made
+from tasks.cache_learn import stage as cache_stage
+from tasks.cache_learn.errors import empty_errors, measure_errors
+from tasks.cache_learn.router import train_router
+from tasks.core import denoiser as denoisers
+from tasks.core.artifacts import Inputs
+from tasks.core.checkpoint import Checkpoint
+from tasks.core.denoiser import Denoiser
+from tasks.core.params import read_params, stage_params
+from tasks.core.progress import track
+from tasks.core.quality import features, paired_distance
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, labels_for, network, sample_in_chunks, spaced_timesteps
+from tasks.data import stage as data_stage
+from tasks.data.features import load_feature_net, load_labels, load_reference
+from tasks.fid.measure import Judge
+from tasks.pretrain_load.stage import TEACHERS as SHIPPED
+from tasks.runtime.solver import Predict
+
+BATCH = 8        # images of an evaluation, judged and timed alike: some packages decide for a whole batch at once
+NOISE = 31_337   # seed of the noise of what is judged: the same for every arm, so arms are compared in pairs
+UNIT = (50, 100)  # steps of the uncached DDIM run whose distance is the unit of fidelity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is small in a trial run. scale: of params.yaml's cache_learn, which our tables and routers are made with."""
+
+    pairs: int        # samples of every cell, judged in pairs with the uncached run's
+    finalists: int    # samples of cells whose quality is claimed
+    timed_s: float    # seconds of timing of one arm under one setting, all its strengths together
+    repeats: int      # of each of its trajectories, at least
+    scale: str
+    nfes: tuple[int, ...]
+
+
+FULL = Sizes(pairs=200, finalists=10_000, timed_s=5, repeats=5, scale="full", nfes=NFES)
+FEW = Sizes(pairs=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    name: str
+    folder: Path
+    data: Path
+    teacher: Denoiser
+    judge: Judge
+    sizes: Sizes
+
+    @cached_property
+    def meter(self) -> Meter:
+        return Meter(self.teacher)
+
+    @cached_property
+    def learn(self) -> cache_stage.Params:
+        return stage_params(cache_stage, read_params(scale=self.sizes.scale))
+
+    @cached_property
+    def sublayers(self) -> list[str]:
+        return [s.name for s in self.teacher.sublayers()]
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        return spaced_timesteps(self.teacher.schedule, self.learn.grid)
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """E[sublayer, from, to] on `grid`."""
+        return kept_features(self, "errors", lambda: error_table(self))
+
+    def beta(self, nfe: int) -> Tensor:
+        """The router's (pairs, S) for the uniform list of `nfe` steps."""
+        return torch.from_numpy(kept_features(self, f"router-{nfe}", lambda: trained_router(self, nfe).numpy()))
+
+    def uncached(self, solver: str, nfe: int) -> np.ndarray:
+        """(pairs, 64) features of the uncached run."""
+        recipe = uniform(self.teacher, solver, nfe)
+        return kept_features(self, f"uncached-{solver}{nfe}-{self.sizes.pairs}", lambda: sampled_features(
+            self, network(self.teacher), recipe, self.sizes.pairs, f"{self.name} {solver}{nfe}/uncached"))
+
+    @cached_property
+    def unit(self) -> float:
+        return paired_distance(*(self.uncached("ddim", steps) for steps in UNIT))
+
+    def strata(self, n: int) -> np.ndarray | None:
+        """Labels (n,) of samples 0 .. n - 1; None from a teacher without classes."""
+        labels = labels_for(range(n), self.teacher.num_classes)
+        return None if labels is None else labels.numpy()
+
+
+def open_lab(name: str, work: Path, sizes: Sizes) -> Lab:
+    """name: of a shipped teacher, a folder in tasks/pretrain_load/teachers."""
+    params = stage_params(data_stage, read_params(scale=sizes.scale))
+    data = made(work / "data", lambda out: data_stage.run(params, Inputs({}, "data"), out))
+    judge = Judge.of(load_feature_net(data, "report"), np.load(data / "holdout.npy"), load_labels(data, "holdout"),
+                     load_reference(data, "report"))
+    return Lab(name=name, folder=work / name, data=data, teacher=denoisers.load(SHIPPED / name), judge=judge, sizes=sizes)
+
+
+def uniform(denoiser: Denoiser, solver: str, nfe: int) -> Recipe:
+    return Recipe(timesteps=spaced_timesteps(denoiser.schedule, nfe), solver=solver)
+
+
+def sampled_features(lab: Lab, predict: Predict, recipe: Recipe, n: int, label: str) -> np.ndarray:
+    """(n, 64) of the report net, of samples 0 .. n - 1."""
+    teacher = lab.teacher
+    chunks = sample_in_chunks(predict, teacher.schedule, recipe, teacher.sample_shape, n, NOISE, teacher.num_classes, BATCH)
+    return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
+
+
+def error_table(lab: Lab) -> np.ndarray:
+    teacher, indices, checkpoint = lab.teacher, range(lab.learn.error_samples), Checkpoint(lab.folder / "checkpoints", "errors")
+    saved = checkpoint.load()
+    table = saved["errors"].numpy() if saved else empty_errors(len(lab.sublayers), len(lab.grid))
+    noise = initial_noise(teacher.sample_shape, indices, lab.learn.seed)
+    labels = labels_for(indices, teacher.num_classes)
+    return measure_errors(teacher, lab.sublayers, lab.grid, noise, labels, lab.learn.max_gap, table,
+                          keep=lambda now: checkpoint.save_if_due(lambda: {"errors": torch.from_numpy(now)}))
+
+
+def trained_router(lab: Lab, nfe: int) -> Tensor:
+    how = lab.learn.router
+    images = torch.from_numpy(np.load(lab.data / "train.npy")).float() / 127.5 - 1
+    labels = load_labels(lab.data, "train") if lab.teacher.num_classes else None
+    beta, _ = train_router(
+        lab.teacher, lab.sublayers, images, None if labels is None else torch.from_numpy(labels),
+        spaced_timesteps(lab.teacher.schedule, nfe), steps=how.steps, batch=how.batch, lr=how.lr, lam=how.lam,
+        reduction=how.reduction, label_dropout=how.label_dropout, seed=lab.learn.seed,
+        checkpoint=Checkpoint(lab.folder / "checkpoints", f"router-{nfe}"))
+    return beta

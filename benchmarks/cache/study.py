@@ -1,0 +1,178 @@
+"""One cell of the study: how its arm samples, how far its images stray, what it computed, how fast it is: metric -> value."""
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.cache import rules
+from benchmarks.cache.arms import SUBLAYERS, Cell
+from benchmarks.cache.lab import BATCH, NOISE, Lab, sampled_features, uniform
+from benchmarks.cache.packages import PACKAGES
+from benchmarks.cache.work import counted_calls
+from benchmarks.sparsity.lab import kept_features
+from tasks.benchmark.measure import Case, interleaved
+from tasks.cache_learn.baselines import time_threshold, uniform_interval
+from tasks.cache_learn.plan import plan_from_costs, plan_from_errors, step_weights
+from tasks.cache_learn.router import router_costs
+from tasks.core import quality
+from tasks.core.denoiser import Denoiser
+from tasks.core.machine import describe
+from tasks.core.recipe import CachePlan, Recipe
+from tasks.core.sampler import initial_noise, labels_for, network, sample
+from tasks.fid.measure import losses
+from tasks.runtime.cache import apply_cache
+from tasks.runtime.graph import live_graph
+from tasks.runtime.solver import Predict
+
+MARGIN, RESAMPLES = 0.05, 1000  # relative FID increase that still counts as equal; of the bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A copy of the teacher as one arm has it. layers: its Linear and Conv2d by path, from before anything was wrapped."""
+
+    predict: Predict
+    recipe: Recipe
+    layers: Mapping[str, nn.Module]
+    denoiser: Denoiser
+
+
+# ---- how an arm samples ----
+
+def errors(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
+    weights = step_weights(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
+    return plan_from_errors(lab.errors, lab.grid, recipe.timesteps, lab.sublayers, budget, max_masks, weights)
+
+
+def router(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
+    return plan_from_costs(router_costs(lab.beta(recipe.nfe), recipe.nfe), lab.sublayers, budget, max_masks)
+
+
+def rule(make: Callable[..., CachePlan], lab: Lab, recipe: Recipe, **settings) -> CachePlan:
+    return make(recipe.nfe, lab.sublayers, **settings)
+
+
+PLANS = {"errors": errors, "router": router, "layers": partial(rule, rules.layers), "clean_end": partial(rule, rules.clean_end),
+         "uniform_interval": partial(rule, uniform_interval), "time_threshold": partial(rule, time_threshold)}
+
+
+def recipe_of(cell: Cell, lab: Lab) -> Recipe:
+    """With the cell's plan, if it is one; a package's cache is in its model, not in the recipe."""
+    recipe = uniform(lab.teacher, cell.solver, cell.nfe)
+    if cell.arm is None or cell.arm.make in PACKAGES:
+        return recipe
+    settings = {**cell.arm.fixed, cell.arm.strength: cell.value}
+    if cell.arm.make == "fewer_steps":
+        return uniform(lab.teacher, cell.solver, round(cell.nfe * (1 - settings["budget"])))
+    return replace(recipe, cache=PLANS[cell.arm.make](lab, recipe, **settings))
+
+
+def opened(cell: Cell, lab: Lab) -> Run:
+    denoiser = Denoiser(copy.deepcopy(lab.teacher.model), lab.teacher.schedule)
+    recipe, layers = recipe_of(cell, lab), denoiser.prunable_layers()
+    if cell.arm is not None and cell.arm.make in PACKAGES:
+        chosen = {"sublayers": SUBLAYERS[cell.teacher]} if cell.arm.make == "taylorseer" else {}
+        predict = PACKAGES[cell.arm.make](denoiser, recipe, **cell.arm.fixed, **chosen, **{cell.arm.strength: cell.value})
+    else:
+        predict = live_cache(denoiser, recipe.cache) if recipe.cache else network(denoiser)
+    return Run(predict=predict, recipe=recipe, layers=layers, denoiser=denoiser)
+
+
+def live_cache(denoiser: Denoiser, plan: CachePlan) -> Predict:
+    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute)
+
+    def predict(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, step: int) -> torch.Tensor:
+        handle.step = step
+        return denoiser(x, t, labels)
+
+    return predict
+
+
+# ---- what comes out, and for how much work ----
+
+def features_path(cell: Cell, samples: int) -> str:
+    return f"{cell.variant.replace('/', '-')}-{samples}"
+
+
+def straying(cell: Cell, lab: Lab) -> dict[str, float]:
+    """removed_share, macs_share, fidelity to the uncached run of the same solver and steps, FID of so few samples."""
+    run, pairs = opened(cell, lab), lab.sizes.pairs
+    with counted_calls(run.layers) as calls:
+        found = sampled_features(lab, run.predict, run.recipe, pairs, f"{lab.name} {cell.variant}")
+    kept_features(lab, features_path(cell, pairs), lambda: found)
+    shares = lab.meter.shares(calls, -(-pairs // BATCH) * cell.nfe)
+    return {"removed_share": 1 - shares["computed_share"], "macs_share": shares["macs_share"],
+            "fidelity": quality.paired_distance(found, lab.uncached(cell.solver, cell.nfe)) / lab.unit,
+            quality.fid_name(pairs): quality.fid(found, lab.judge.reference)}
+
+
+def judged(cell: Cell, lab: Lab) -> dict[str, float]:
+    """FID of many samples, and its increase over the uncached run by paired bootstrap. Through OpenVINO: plans only."""
+    n = lab.sizes.finalists
+    own, base = (many(lab, c, n) for c in (cell, replace(cell, arm=None, value=None)))
+    rows = losses({"dense": base, cell.variant: own}, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))
+    return {quality.fid_name(n): quality.fid(own, lab.judge.reference),
+            f"{quality.fid_name(n)}_uncached": quality.fid(base, lab.judge.reference),
+            "loss": rows[cell.variant]["loss"], "loss_upper95": rows[cell.variant]["loss_upper95"]}
+
+
+def many(lab: Lab, cell: Cell, n: int) -> np.ndarray:
+    recipe = recipe_of(cell, lab)
+    return kept_features(lab, f"{features_path(cell, n)}-many", lambda: sampled_features(
+        lab, live_graph(lab.teacher, recipe, BATCH), recipe, n, f"{lab.name} {cell.variant}"))
+
+
+# ---- speed ----
+
+def timed(cells: list[Cell], lab: Lab) -> dict[str, dict[str, float]]:
+    """Variant -> its numbers, for all strengths of one arm under one setting: whole trajectories of BATCH images, in turns with
+    the uncached run. speedup_<backend>: median over rounds of the ratio; speedup_predicted: from the MACs that were left."""
+    base = replace(cells[0], arm=None, value=None)
+    runs = {cell.variant: opened(cell, lab) for cell in (base, *cells)}
+    found = {name: predicted(run, lab, base.nfe) for name, run in runs.items()}
+    for backend in cells[0].arm.backends:
+        cases = [Case(variant=name, backend=backend, batch=BATCH, run=whole(run, lab, backend)) for name, run in runs.items()]
+        times = interleaved(cases, warmup=1, min_repeats=lab.sizes.repeats, max_repeats=100, budget_s=lab.sizes.timed_s)
+        uncached = times[cases[0].key]
+        for name, case in zip(runs, cases, strict=True):
+            ratios = [u / own for u, own in zip(uncached, times[case.key], strict=True)]
+            found[name] |= {f"latency_ms_{backend}": 1e3 * statistics.median(times[case.key]),
+                            f"speedup_{backend}": statistics.median(ratios)}
+    return found
+
+
+def predicted(run: Run, lab: Lab, nfe: int) -> dict[str, float]:
+    """Of the very trajectory that is timed. Raises ValueError for a cache that carries something over to the next one."""
+    go = whole(run, lab, "eager")
+    with counted_calls(run.layers) as calls:
+        first = go()
+    shares = lab.meter.shares(calls, nfe)
+    if not torch.equal(first, go()):
+        raise ValueError("a second trajectory from the same noise gives other images: the cache is not reset")
+    return {"removed_share_timed": 1 - shares["computed_share"], "speedup_predicted": 1 / shares["macs_share"]}
+
+
+def whole(run: Run, lab: Lab, backend: str) -> Callable[[], torch.Tensor]:
+    teacher = lab.teacher
+    noise, labels = (initial_noise(teacher.sample_shape, range(BATCH), NOISE), labels_for(range(BATCH), teacher.num_classes))
+    predict = live_graph(lab.teacher, run.recipe, BATCH) if backend == "openvino" else run.predict
+    return lambda: sample(predict, teacher.schedule, run.recipe, noise, labels)
+
+
+def machine() -> str:
+    here = describe()
+    return f"{here['cores']} cores, {here['cpu']}; {torch.get_num_threads()} threads; torch {torch.__version__}"
+
+
+def groups(cells: list[Cell]) -> list[list[Cell]]:
+    """Cells that are timed together."""
+    found: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.teacher, cell.setting, cell.arm.name), []).append(cell)
+    return list(found.values())
