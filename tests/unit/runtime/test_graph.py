@@ -33,8 +33,9 @@ def relative_errors(tiny_denoiser, recipe, predict, tiny_states):
     handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, TIMESTEPS)
     for trajectory in range(2):
         for step in range(recipe.nfe):
-            x, _, labels = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
-            inputs = x, torch.full((BATCH,), recipe.timesteps[step]), labels
+            inputs = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
+            if plan and plan.forecast != "none":  # which is made for the step's own timestep
+                inputs = inputs[0], torch.full((BATCH,), recipe.timesteps[step]), inputs[2]
             if handle is not None:
                 handle.step = step
             expected = tiny_denoiser(*inputs)
