@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.core.cost import bitops, layer_costs
 from tasks.core.denoiser import Denoiser, Schedule
-from tasks.core.quality import EQUAL, Difference, fid_name, kid_difference
+from tasks.core.quality import EQUAL, Difference, Gaussian, fid, fid_name, kid_difference
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import spaced_timesteps
 from tasks.fid.sampling import Job
@@ -18,6 +18,7 @@ from tasks.fid.variants import read_files
 from tasks.runtime.packed import WEIGHTS
 
 BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
+LAST_ONES = 5         # points that run on where all are clearly worse
 SURE = 2.5            # standard errors of KID above compressed's from which on a point counts as worse before the race ends
 
 
@@ -95,15 +96,17 @@ class Standing:
 
     samples: int
     above: Difference
+    fid_ratio: float  # to compressed's, on as many samples
 
 
-def race(names: Sequence[str], bar: str, rounds: Sequence[int], draw: Draw, holdout: np.ndarray,
+def race(names: Sequence[str], bar: str, rounds: Sequence[int], draw: Draw, holdout: np.ndarray, reference: Gaussian,
          strata: Callable[[int], np.ndarray | None]) -> tuple[dict[str, Standing], dict[str, np.ndarray]]:
     """Every name, and features of all samples of those that ran to the end and of `bar`, which is what they are compared with.
 
     rounds: samples after which the clearly worse drop out, rising; the last is the end. draw(names, first, last): features of
-    samples first .. last - 1. holdout: features (M, D). strata(n): classes of the first n samples, or None.
-    The rounds save samples, they do not choose: a point as good as `bar` is lost with a chance of 1 in 160 a round.
+    samples first .. last - 1. holdout: features (M, D), reference: their distribution. strata(n): classes of the first n
+    samples, or None. The rounds save samples, they do not choose: a point is lost if its KID is SURE standard errors above that
+    of `bar`, which happens to an equally good one at most once in 160 rounds, and its FID, too, is above what counts as equal.
     """
     standings: dict[str, Standing] = {}
     seen = dict.fromkeys((*names, bar), np.empty((0, holdout.shape[1])))
@@ -111,23 +114,25 @@ def race(names: Sequence[str], bar: str, rounds: Sequence[int], draw: Draw, hold
     for first, last in itertools.pairwise((0, *rounds)):
         drawn = draw([*alive, bar], first, last)
         seen = {name: np.concatenate([seen[name], drawn[name]]) for name in (*alive, bar)}
+        reached = fid(seen[bar], reference)
         for name in alive:
             above = kid_difference(seen[name], seen[bar], holdout, strata(last))
-            standings[name] = Standing(samples=last, above=above)
+            standings[name] = Standing(samples=last, above=above, fid_ratio=fid(seen[name], reference) / reached)
         if last != rounds[-1]:
             alive = still_racing(alive, standings)
     return standings, seen
 
 
 def still_racing(names: Sequence[str], standings: Mapping[str, Standing]) -> list[str]:
-    """Those not shown to be worse; if all are, the one that is so by the least."""
-    kept = [name for name in names if standings[name].above.estimate <= SURE * standings[name].above.error]
-    return kept or [min(names, key=lambda name: standings[name].above.estimate)]
+    """Those not shown to be worse; if all are, the LAST_ONES that are so by the least."""
+    kept = [name for name in names if standings[name].above.estimate <= SURE * standings[name].above.error
+            or equal_quality(standings[name].fid_ratio, 1.0)]
+    return kept or sorted(names, key=lambda name: standings[name].above.estimate)[:LAST_ONES]
 
 
 @dataclass(frozen=True)
 class Front:
-    """The measured grid and the point that stands for it as the variant dull_best."""
+    """The measured grid and the point that stands for it as the variant dull_best. fids: of those that ran to the end."""
 
     points: Sequence[Point]
     speed: Mapping[str, float]          # images/s by point name
@@ -153,11 +158,11 @@ class Front:
         rows = []
         for p in self.points:
             standing = self.standings[p.name]
-            fid = {fid_name(standing.samples): self.fids[p.name]} if p.name in self.fids else {}
+            decisive = {fid_name(standing.samples): self.fids[p.name]} if p.name in self.fids else {}
             rows.append({"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,
                          "images_per_s": self.speed[p.name], "cost": self.cost[p.name], "samples": standing.samples,
-                         "kid_above": standing.above.estimate, "kid_above_error": standing.above.error, **fid,
-                         "best": p == self.best})
+                         "kid_above": standing.above.estimate, "kid_above_error": standing.above.error,
+                         "fid_ratio": standing.fid_ratio, **decisive, "best": p == self.best})
         return rows
 
 

@@ -129,7 +129,7 @@ def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mappi
         return {asked[key]: features(net, images) for key, images in found.items()}
 
     standings, seen = dull.race([point.name for point in points], bar.name, how.rounds, more,
-                                features(net, np.load(data / "holdout.npy")),
+                                features(net, np.load(data / "holdout.npy")), reference,
                                 lambda n: strata_of(asked_labels(n, teacher.num_classes)))
     fids = {name: fid(found, reference) for name, found in seen.items()}
     speed = {point.name: dull.images_per_s(point, times, how.batch) for point in points}
@@ -138,7 +138,7 @@ def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mappi
     front = dull.Front.of(points, speed, cost, standings, fids, reached)
     if not front.qualifies:
         print(f"fid: no point of the dull front reached compressed's quality on {bar.n} selection samples; "
-              f"dull_best is the one of the lowest FID, {front.best.name}")
+              f"dull_best is the one of the lowest FID of those that ran to the end, {front.best.name}")
     return front
 
 
@@ -200,8 +200,8 @@ def protocol(params: Params, data: Path) -> dict:
             "reference": f"holdout, {len(np.load(data / 'holdout.npy', mmap_mode='r'))} images, {reference}",
             "backend": f"OpenVINO, batch {params.batch}", "fidelity pairs": params.pairs, "resamples": params.resamples,
             "dull front": f"seed {params.dull.seed}, search net; points drop out after {dropping} samples where their KID is "
-                          f"{dull.SURE:g} standard errors above compressed's; dull_best: the least {params.goal.target} with a "
-                          f"FID of {decisive} samples up to {EQUAL:.0%} above compressed's"}
+                          f"{dull.SURE:g} standard errors, their FID {EQUAL:.0%} above compressed's; dull_best: the least "
+                          f"{params.goal.target} with a FID of {decisive} samples up to {EQUAL:.0%} above compressed's"}
 
 
 def write_front(front: dull.Front, recipe: Recipe, params: Params, out: Path) -> None:

@@ -26,7 +26,8 @@ SECONDS = {name: 1 / images_per_s for name, images_per_s in SPEED.items()}
 def front_of(points, cost, fids, bar, speed=SPEED) -> Front:
     """fids: of each point; None: it dropped out after 250 samples."""
     ran = {p.name: fid for p, fid in zip(points, fids, strict=True) if fid is not None}
-    standings = {p.name: Standing(samples=1000 if p.name in ran else 250, above=Difference(0.01, 0.002)) for p in points}
+    standings = {p.name: Standing(samples=1000 if p.name in ran else 250, above=Difference(0.01, 0.002), fid_ratio=1.2)
+                 for p in points}
     return Front.of(points, speed, cost, standings, ran, bar)
 
 
@@ -90,12 +91,13 @@ def test_the_table_holds_every_point_and_marks_one():
     assert [row["best"] for row in table] == [True, False] and table[0]["fid_1k"] == 3.0
     assert table[1] == {"name": "ddim_uniform_4_int8", "precision": "int8", "solver": "ddim", "spacing": "uniform", "nfe": 4,
                         "images_per_s": 300.0, "cost": 1 / 300, "samples": 250, "kid_above": 0.01, "kid_above_error": 0.002,
-                        "best": False}
+                        "fid_ratio": 1.2, "best": False}
 
 
 # ---- the race ----
 
 HOLDOUT = np.random.default_rng(99).standard_normal((500, 8))
+REFERENCE = quality.Gaussian.of(HOLDOUT)
 
 
 def gaussians(shift: dict[str, float], asked: list):
@@ -112,7 +114,7 @@ def gaussians(shift: dict[str, float], asked: list):
 def test_the_clearly_worse_drop_out_and_the_others_run_to_the_end():
     asked, shift = [], {"bar": 0.0, "same": 0.01, "better": -0.02, "worse": 0.3, "far": 1.0}
     standings, seen = dull.race(["same", "better", "worse", "far"], "bar", [50, 200, 1000], gaussians(shift, asked), HOLDOUT,
-                                lambda n: None)
+                                REFERENCE, lambda n: None)
     assert asked == [(["bar", "better", "far", "same", "worse"], 0, 50), (["bar", "better", "same", "worse"], 50, 200),
                      (["bar", "better", "same"], 200, 1000)]
     assert {name: s.samples for name, s in standings.items()} == {"same": 1000, "better": 1000, "worse": 200, "far": 50}
@@ -120,10 +122,19 @@ def test_the_clearly_worse_drop_out_and_the_others_run_to_the_end():
     assert standings["far"].above.estimate > standings["worse"].above.estimate > 0
 
 
-def test_somebody_reaches_the_end():
-    draw = gaussians({"bar": 0.0, "far": 1.0, "farther": 2.0}, [])
-    standings, seen = dull.race(["far", "farther"], "bar", [50, 100], draw, HOLDOUT, lambda n: None)
-    assert set(seen) == {"bar", "far"} and standings["farther"].samples == 50
+def test_some_reach_the_end_where_all_are_clearly_worse():
+    shift = {"bar": 0.0} | {f"far_{i}": 1.0 + i for i in range(dull.LAST_ONES + 1)}
+    names = list(shift)[1:]
+    standings, seen = dull.race(names, "bar", [50, 100], gaussians(shift, []), HOLDOUT, REFERENCE, lambda n: None)
+    assert set(seen) == {"bar", *names[:-1]} and standings[names[-1]].samples == 50
+
+
+@pytest.mark.parametrize(("z", "fid_ratio", "stays"),
+                         [(2.4, 1.5, True), (2.6, 1.04, True), (2.6, 1.06, False), (-9, 1.5, True)])
+def test_worse_is_what_both_distances_say(z, fid_ratio, stays):
+    standings = {"it": Standing(samples=250, above=Difference(z * 0.01, 0.01), fid_ratio=fid_ratio),
+                 "good": Standing(samples=250, above=Difference(0.0, 0.01), fid_ratio=1.0)}
+    assert ("it" in dull.still_racing(["it", "good"], standings)) == stays
 
 
 def test_few_samples_of_less_variance_are_not_taken_for_good_ones():
