@@ -33,8 +33,10 @@ def relative_errors(tiny_denoiser, recipe, predict, tiny_states):
     handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, TIMESTEPS)
     for trajectory in range(2):
         for step in range(recipe.nfe):
-            x, _, labels = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
-            inputs = x, torch.full((BATCH,), recipe.timesteps[step]), labels
+            x, t, labels = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
+            if plan and plan.forecast != "none":  # the live cache takes timesteps from the recipe, the graph from its input
+                t = torch.full((BATCH,), recipe.timesteps[step])
+            inputs = x, t, labels
             if handle is not None:
                 handle.step = step
             expected = tiny_denoiser(*inputs)
