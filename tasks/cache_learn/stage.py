@@ -31,6 +31,7 @@ from tasks.runtime.cache import FORECASTS, apply_cache, remove_cache
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load")
+LEARNED = ("errors", "router", "hard")  # plans that may be chosen; the others, as published or without learning, only reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Params:
     max_gap: int           # grid intervals
     budget: float          # share of sublayer evaluations to remove
     max_masks: int         # distinct step masks, the full one included
-    forecast: str          # none | taylor: what a skipped sublayer returns, in every plan
+    forecast: str          # none | taylor: what a skipped sublayer returns in the learned plans
     validation: int        # noises on which plans are compared
     seed: int
     router: RouterParams
@@ -108,9 +109,9 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     if params.hard.steps:
         plans["hard"], hard_curve = hard_plan(errors, grid, denoiser, sublayers, recipe, params, inputs)
         write_rows(out / "hard_curve.csv", ("step", "loss"), hard_curve)
-    plans = {name: replace(plan, forecast=params.forecast) for name, plan in plans.items()}
+    plans |= {name: replace(plan, forecast=params.forecast) for name, plan in plans.items() if name in LEARNED}
     distances = dict(zip(plans, rollout_distances(denoiser, recipe, plans.values(), params), strict=True))
-    chosen = min((name for name in ("errors", "router", "hard") if name in plans), key=lambda name: np.median(distances[name]))
+    chosen = min((name for name in LEARNED if name in plans), key=lambda name: np.median(distances[name]))
 
     np.save(out / "errors.npy", errors)
     write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": params.forecast})

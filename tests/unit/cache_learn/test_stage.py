@@ -95,6 +95,12 @@ def test_the_forecast_is_live_where_plans_are_compared(run):
     assert reuse["rollout_mse_mean"] != forecast["rollout_mse_mean"]
 
 
+def test_rules_without_learning_only_reuse(run):
+    reuse, forecast = (run(name, forecast=name)[0].numbers["plans"] for name in ("none", "taylor"))
+    for name in ("router_published", "uniform_interval", "time_threshold"):
+        assert reuse[name] == forecast[name]
+
+
 def test_no_budget_removes_nothing_and_costs_nothing(run):
     report, _ = run(budget=0.0)
     for name in ("errors", "router", "uniform_interval", "time_threshold"):
