@@ -5,55 +5,18 @@ below runs/sparsity.
 """
 
 import argparse
-import itertools
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import results
 from benchmarks.sparsity import compare, study
-from benchmarks.sparsity.arms import BASELINES, COMMON, FINALISTS, HALF, MAO, UNITS, Arm
+from benchmarks.sparsity.arms import STEPS
 from benchmarks.sparsity.lab import Lab, open_lab
+from benchmarks.sparsity.queue import SAMPLES, SEEDS, Task, queue
 
-TEACHERS = ("mnist_dit", "mnist_unet")
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 TIMED_S = {"units": 30, "mao": 5}  # s of timing on each backend
-SAMPLES, FEW = 10_000, 2000  # of an arm whose quality is claimed, and of the others
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One arm on one teacher with one seed."""
-
-    part: str
-    teacher: str
-    arm: Arm
-    seed: int
-    samples: int
-
-    @property
-    def variant(self) -> str:
-        return f"{self.part}.{self.arm.name}"
-
-    @property
-    def protocol(self) -> str:
-        how = f"{self.arm.steps} steps of batch {COMMON['batch']}" if self.arm.method else "not trained"
-        return f"{how}; {self.samples} samples, DDIM {study.STEPS} uniform, report net"
-
-
-def queue() -> Iterator[Task]:
-    """What a claim needs comes first."""
-    finalists = [arm for arm in BASELINES if arm.name in FINALISTS]
-    others = [arm for arm in BASELINES if arm not in finalists]
-    for part, arms, samples, seeds in (("baselines", finalists, SAMPLES, (0,)), ("units", UNITS, SAMPLES, (0,)),
-                                       ("baselines", others, FEW, (0,)), ("baselines", HALF, SAMPLES, (0,)),
-                                       ("baselines", finalists, SAMPLES, (1, 2))):
-        for teacher, seed in itertools.product(TEACHERS, seeds):
-            yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)
-    yield from (Task(part="mao", teacher="mnist_dit", arm=arm, seed=0, samples=FEW) for arm in MAO)
 
 
 def run(tasks: list[Task], labs: dict[str, Lab]) -> None:
@@ -66,6 +29,7 @@ def run(tasks: list[Task], labs: dict[str, Lab]) -> None:
         numbers = study.measure(task.arm, lab, task.seed, task.samples)
         if task.part in TIMED_S:
             numbers |= compare.speed(lab, task.arm, task.seed, numbers["macs_share"], TIMED_S[task.part])
+        results.write(RESULTS, [row for row in results.read(RESULTS) if not task.owns(row)])
         results.append(RESULTS, rows(task, numbers | {"seconds": time.monotonic() - began}))
         left = (time.monotonic() - started) / (place + 1) * (len(due) - place - 1)
         print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - place - 1} arms left, "
@@ -73,7 +37,8 @@ def run(tasks: list[Task], labs: dict[str, Lab]) -> None:
 
 
 def done(task: Task) -> bool:
-    return any((row["teacher"], row["variant"], row["seed"]) == (task.teacher, task.variant, str(task.seed))
+    """Under these settings: an arm whose settings changed is due again."""
+    return any(task.owns(row) and (row["metric"], row["protocol"]) == ("seconds", task.protocol)
                for row in results.read(RESULTS))
 
 
@@ -89,36 +54,36 @@ def rows(task: Task, numbers: dict[str, float]) -> list[dict]:
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Every arm against `dense` of its seed, units block by block against units all alike. Made anew each time: minutes."""
-    found, judged = [], [task for task in tasks if task.part != "mao"]
-    bases = {(task.teacher, task.seed, task.arm.name): task for task in judged}
-    for name, members in (("dense", [task for task in judged if task.arm.name != "dense"]),
-                          ("unit_uniform", [task for task in judged if task.arm.name == "unit_searched"])):
-        groups = defaultdict(list)
-        for task in members:
-            groups[task.teacher, task.seed, task.samples].append(task)
-        for (teacher, seed, samples), group in groups.items():
-            if base := bases.get((teacher, seed, name)):
-                losses = compare.against(base.arm, opened(teacher, labs), [task.arm for task in group], seed, samples,
-                                         base.samples)
-                found += [row for task in group for row in rows(task, losses[task.arm.name])]
+    """Every arm against `dense` of its seed and against the teacher as it came; blocks chosen one by one against all alike;
+    half of the steps against all. Made anew each time: minutes."""
+    judged = [task for task in tasks if task.part != "mao"]
+    found = []
+    for teacher, seed in dict.fromkeys((task.teacher, task.seed) for task in judged):
+        lab = opened(teacher, labs)
+        group = {task.arm.name: task for task in judged if (task.teacher, task.seed) == (teacher, seed)}
+        features = {name: compare.features_of(lab, task.arm, seed, task.samples) for name, task in group.items()}
+        bases = features | {"teacher": study.teacher_features(lab, STEPS, SAMPLES, seed)}
+        for base, names in (("teacher", [*group]), ("dense", [*group]), ("unit_uniform", ["unit_as_uniform"]),
+                            ("ours", ["ours_half"])):
+            if base in bases:
+                ours = {name: features[name] for name in names if name in group and name != base}
+                losses = compare.against(bases[base], base, lab, ours)
+                found += [row for name, numbers in losses.items() for row in rows(group[name], numbers)]
     kept = [row for row in results.read(RESULTS) if not row["metric"].startswith("loss_to_")]
     results.write(RESULTS, [*kept, *found, *over_seeds(found)])
 
 
 def over_seeds(found: list[dict]) -> list[dict]:
-    """Of arms with several seeds: one difference to `dense`."""
+    """Of arms with all SEEDS: one difference to each base."""
     values = {(row["teacher"], row["variant"], row["metric"], row["seed"]): float(row["value"]) for row in found}
     pooled = []
-    for teacher, variant in dict.fromkeys((row["teacher"], row["variant"]) for row in found):
-        seeds = [key[3] for key in values if key[:3] == (teacher, variant, "loss_to_dense")]
-        if len(seeds) > 1:
-            estimates, uppers = ([values[teacher, variant, metric, seed] for seed in seeds]
-                                 for metric in ("loss_to_dense", "loss_to_dense_upper95"))
-            difference = compare.over_seeds(estimates, uppers)
-            pooled += [{"teacher": teacher, "variant": variant, "seed": "all", "metric": metric, "value": f"{value:.6g}",
-                        "protocol": f"over seeds {', '.join(map(str, seeds))}"} for metric, value in
-                       (("loss_to_dense", difference.estimate), ("loss_to_dense_upper95", difference.upper95))]
+    for teacher, variant, metric in dict.fromkeys(key[:3] for key in values if not key[2].endswith("_upper95")):
+        if all((teacher, variant, metric, seed) in values for seed in SEEDS):
+            difference = compare.over_seeds(*([values[teacher, variant, name, seed] for seed in SEEDS]
+                                              for name in (metric, f"{metric}_upper95")))
+            pooled += [{"teacher": teacher, "variant": variant, "seed": "all", "metric": name, "value": f"{value:.6g}",
+                        "protocol": f"over seeds {', '.join(map(str, SEEDS))}"} for name, value in
+                       ((metric, difference.estimate), (f"{metric}_upper95", difference.upper95))]
     return pooled
 
 

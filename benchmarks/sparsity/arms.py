@@ -1,12 +1,14 @@
-"""The arms of the study: which weights go, and how the rest is trained. Tables of arguments, no code of their own."""
+"""The arms of the study: which weights go, and how the rest is trained. Tables of arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
+from tasks.core.artifacts import digest
 from tasks.core.sparsity import GRAINS
 
-EQUAL_STEPS = 1000  # of every arm of the baselines: past the plateau test of `compare.plateau`
+EQUAL_STEPS = 1000  # of every arm of the baselines; the claim `plateau` says what half of them would cost
 SHORT_STEPS = 500   # of every arm of Mao's study
+STEPS = 20          # DDIM on a uniform list: what the arms are sampled with
 BATCH = 64
 COMMON = {"batch": BATCH, "accumulate": 1, "lr": 3e-4, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999, "sr_ste": 2e-4,
           "decay": "gradient", "prune_at": (0.25,), "freeze_at": 1.0, "precondition": 0.0, "data": 1.0, "lam": 1.0,
@@ -24,7 +26,7 @@ class Arm:
     name: str
     grain: str | None = "2:4"
     density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
-    allocation: str = "uniform"      # of the density over blocks: uniform | searched
+    allocation: str = "uniform"      # of the density over blocks: uniform | searched | as_uniform: searched, saves as much
     saliency: str = "magnitude"
     permute: bool = False            # hidden units are reordered first, for N:M to keep more
     made_up: bool = False            # training starts from weights that make up for the masked ones
@@ -52,14 +54,16 @@ BASELINES = (
     Arm(name="progressive", method="progressive"),
     Arm(name="data_free", settings={"bank_share": 1.0}),
     Arm(name="sr_ste_taught", settings=TAUGHT),
+    Arm(name="fixed_taught", method="fixed", settings=TAUGHT),
     Arm(name="made_up", made_up=True, method="fixed"),
     replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
+    replace(OURS, name="ours_at_first", saliency="activation", settings={"data": 0.0, "lr": 1e-3}),
 )
 FINALISTS = ("dense", "ours")  # three seeds each
 HALF = tuple(replace(arm, name=f"{arm.name}_half", steps=EQUAL_STEPS // 2) for arm in BASELINES
              if arm.name in FINALISTS)  # the plateau test: what the second half of the steps still brings
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
-                  settings=TAUGHT) for allocation in ("uniform", "searched"))
+                  settings=TAUGHT) for allocation in ("uniform", "as_uniform", "searched"))
 
 
 # Grains x densities, each trained as long under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8.
@@ -67,3 +71,8 @@ MAO = (Arm(name="dense", grain=None, method="dense", steps=SHORT_STEPS, int8=Tru
        *(Arm(name=f"{grain.replace(':', '_of_')}_{round(100 * density)}", grain=grain, density=density, method="fixed",
              steps=SHORT_STEPS, int8=True)
          for density in DENSITIES for grain in (PATTERNS[density], *GRAINS, "unit")))
+
+
+def key(arm: Arm, seed: int) -> str:
+    """What an arm's files are called: an arm whose settings change is another one."""
+    return f"{arm.name}-{seed}-{digest([asdict(arm), COMMON])[:8]}"

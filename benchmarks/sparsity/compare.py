@@ -1,16 +1,17 @@
 """What arms are to each other: paired differences of quality, ratios of fidelity, measured speed against removed work."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from benchmarks.sparsity.arms import Arm
+from benchmarks.sparsity.arms import Arm, key
 from benchmarks.sparsity.lab import Lab
-from benchmarks.sparsity.study import key, network_of, student_of
+from benchmarks.sparsity.queue import SAMPLES
+from benchmarks.sparsity.study import network_of, student_of
 from tasks.benchmark.measure import Case, interleaved
-from tasks.core.quality import Difference
+from tasks.core.quality import Difference, fid_name
 from tasks.core.recipe import Recipe
 from tasks.fid.measure import losses
 from tasks.runtime.graph import live_graph
@@ -20,16 +21,23 @@ RESAMPLES = 1000
 TIMED_BATCH = 8
 
 
-def against(base: Arm, lab: Lab, arms: Sequence[Arm], seed: int, samples: int,
-            base_samples: int) -> dict[str, dict[str, float]]:
-    """arm -> loss_to_<base>, its _upper95 and _p_holm: relative FID increase over the first `samples` of `base`, trained as
-    long with the same seed, by paired bootstrap; Holm's correction is for the number of arms."""
-    found = {arm.name: np.load(lab.folder / "features" / f"{key(arm, seed)}-{samples}.npy") for arm in arms}
-    found_base = np.load(lab.folder / "features" / f"{key(base, seed)}-{base_samples}.npy")[:samples]
-    rows = losses({"dense": found_base, **found}, lab.judge, lab.strata(samples), MARGIN, RESAMPLES,
-                  np.random.default_rng(0))
-    return {name: {f"loss_to_{base.name}{metric.removeprefix('loss')}": value for metric, value in rows[name].items()
-                   if metric.startswith("loss")} for name in found}
+def against(base: np.ndarray, name: str, lab: Lab, found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """arm -> loss_to_<name>, its _upper95: relative FID increase over the features `base` (N, D), by paired bootstrap.
+
+    found: features of each arm, (n, D) of the first n <= N samples. Fewer than SAMPLES stand in the name: loss_to_dense_2k.
+    """
+    rows = {}
+    for arm, features in found.items():
+        n = len(features)
+        loss = losses({"dense": base[:n], arm: features}, lab.judge, lab.strata(n), MARGIN, RESAMPLES,
+                      np.random.default_rng(0))[arm]
+        metric = f"loss_to_{name}" + ("" if n == SAMPLES else fid_name(n).removeprefix("fid"))
+        rows[arm] = {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
+    return rows
+
+
+def features_of(lab: Lab, arm: Arm, seed: int, samples: int) -> np.ndarray:
+    return np.load(lab.folder / "features" / f"{key(arm, seed)}-{samples}.npy")
 
 
 def over_seeds(estimates: Sequence[float], uppers: Sequence[float]) -> Difference:

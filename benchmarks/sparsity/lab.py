@@ -31,7 +31,7 @@ HELD = 1000         # holdout images on which predictions are compared
 CALIBRATION = 512   # samples of the teacher's own, for saliency and sensitivity
 BOTH = 0.5          # any share between 0 and 1 reads both kinds of images; the arms say how they are mixed
 BATCH = 100         # images of a network evaluation while sampling
-NOISE = 31_337      # seed of the noise of what is judged: the same for every arm, so arms are compared in pairs
+NOISE = 31_337      # the noise that samples start from is of seed NOISE + training seed: of all arms alike, so they are pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,11 @@ def made(folder: Path, make: Callable[[Path], Report]) -> Path:
     return folder
 
 
-def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, label: str) -> np.ndarray:
-    """(n, 64) of the report net, of samples 0 .. n - 1 through OpenVINO. denoiser: with the recipe's precision live."""
-    chunks = sample_in_chunks(live_graph(denoiser, recipe, BATCH), denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE,
-                              denoiser.num_classes, BATCH)
+def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, seed: int, label: str) -> np.ndarray:
+    """(n, 64) of the report net, of samples 0 .. n - 1 through OpenVINO. denoiser: with the recipe's precision live.
+    seed: of the training."""
+    chunks = sample_in_chunks(live_graph(denoiser, recipe, BATCH), denoiser.schedule, recipe, denoiser.sample_shape, n,
+                              NOISE + seed, denoiser.num_classes, BATCH)
     return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
 
 

@@ -1,18 +1,17 @@
 """One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.sparsity.arms import COMMON, Arm
+from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.lab import NOISE, Lab, kept_features, sample_features, uniform
 from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
-from tasks.core.artifacts import digest
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import layer_costs
@@ -32,17 +31,11 @@ from tasks.mask_search.sensitivity import cut_errors, cut_masks, priced, unit_cu
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
-STEPS = 20               # DDIM on a uniform list: what the arms are sampled with
 UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
 UNIT_SAMPLES = 2000      # on which it is measured
 UNIT_DENSITIES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 UNIT_MULTIPLE = 8        # as in params.yaml
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
-
-
-def key(arm: Arm, seed: int) -> str:
-    """What an arm's files are called: an arm whose settings change is another one."""
-    return f"{arm.name}-{seed}-{digest([asdict(arm), COMMON])[:8]}"
 
 
 # ---- masks ----
@@ -69,13 +62,14 @@ def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
     blocks = {unit_layers(units, counted): units for units in hidden_units(lab.teacher.model) if not units.products}
     cuts = unit_cuts(blocks, UNIT_DENSITIES, UNIT_MULTIPLE)
     errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration))
+    options = priced(cuts, errors, model)
     budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
     if arm.allocation == "searched":
-        return allocate(priced(cuts, errors, model), budget)
+        return allocate(options, budget)
     plan = one_density(lambda density: priced(unit_cuts(blocks, [density], UNIT_MULTIPLE), errors, model), budget,
                        min(UNIT_DENSITIES))
     assert plan is not None, "every arm's density is above the lowest that is offered"
-    return plan
+    return plan if arm.allocation == "uniform" else allocate(options, sum(option.saved for option in plan))
 
 
 # ---- training ----
@@ -141,11 +135,11 @@ def measure(arm: Arm, lab: Lab, seed: int, samples: int) -> dict[str, float]:
     reference = predictions(lab.teacher, lab.held)
     numbers |= {"prediction_error": relative_error(predictions(student, lab.held), reference)}
     numbers |= costs(lab, arm, masks)
-    numbers |= judged(lab, key(arm, seed), student, recipe, samples)
+    numbers |= judged(lab, key(arm, seed), student, recipe, samples, seed)
     if arm.int8:
         quantise(student, recipe, lab)
         recipe = replace(recipe, precision=live_precision(student.model))
-        quantised = judged(lab, f"{key(arm, seed)}-int8", student, recipe, samples)
+        quantised = judged(lab, f"{key(arm, seed)}-int8", student, recipe, samples, seed)
         numbers |= {f"{name}_int8": value for name, value in quantised.items()}
     return numbers
 
@@ -162,18 +156,18 @@ def costs(lab: Lab, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
     return found
 
 
-def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int) -> dict[str, float]:
-    """FID of `samples` samples on the report net, and fidelity to the dense teacher at the same steps."""
-    found = kept_features(lab, f"{name}-{samples}", lambda: sample_features(lab, student, recipe, samples, name))
-    dense = teacher_features(lab, STEPS, samples)
+def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int, seed: int) -> dict[str, float]:
+    """FID of `samples` samples on the report net, and fidelity to the dense teacher at the same steps and noise."""
+    found = kept_features(lab, f"{name}-{samples}", lambda: sample_features(lab, student, recipe, samples, seed, name))
+    dense = teacher_features(lab, STEPS, samples, seed)
     unit = quality.paired_distance(*(teacher_features(lab, steps, UNIT_SAMPLES) for steps in UNIT))
     return {quality.fid_name(samples): quality.fid(found, lab.judge.reference),
             "fidelity": quality.paired_distance(found, dense) / unit}
 
 
-def teacher_features(lab: Lab, steps: int, samples: int) -> np.ndarray:
-    name = f"teacher-{steps}-{samples}"
-    return kept_features(lab, name, lambda: sample_features(lab, lab.teacher, uniform(lab, steps), samples,
+def teacher_features(lab: Lab, steps: int, samples: int, seed: int = 0) -> np.ndarray:
+    name = f"teacher-{steps}-{samples}" + (f"-{seed}" if seed else "")
+    return kept_features(lab, name, lambda: sample_features(lab, lab.teacher, uniform(lab, steps), samples, seed,
                                                             f"{lab.name} {name}"))
 
 
