@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 import pandas as pd
@@ -20,15 +21,17 @@ class CostModel:
     whole: float                               # of the dense model
     price: Callable[[str, str, float], float]  # layer, grain, density -> its part, 0 of what is not counted (norms)
 
+    # Exact sums: layers may come as a set, whose order is another one in every process.
+
     def dense(self, layers: Iterable[str]) -> float:
-        return sum(self.price(layer, "unit", 1.0) for layer in layers)
+        return fsum(self.price(layer, "unit", 1.0) for layer in layers)
 
     def saved(self, layers: Iterable[str], grain: str, density: float) -> float:
-        return sum(self.price(layer, grain, 1.0) - self.price(layer, grain, density) for layer in layers)
+        return fsum(self.price(layer, grain, 1.0) - self.price(layer, grain, density) for layer in layers)
 
     def share(self, kept: Mapping[str, float], grain: str) -> float:
         """Cost against dense. kept: layer -> kept share of its weights, a missing layer is dense."""
-        return 1 - sum(self.saved([layer], grain, density) for layer, density in kept.items()) / self.whole
+        return 1 - fsum(self.saved([layer], grain, density) for layer, density in kept.items()) / self.whole
 
 
 def cost_models(costs: Sequence[LayerCost], table: pd.DataFrame, backend: str, batch: int) -> dict[str, CostModel]:

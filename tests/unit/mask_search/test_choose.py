@@ -4,7 +4,7 @@ import pytest
 
 from tasks.core.cost import LayerCost
 from tasks.core.latency import additive_latency, load_layers
-from tasks.mask_search.choose import choose, cost_models, latency_model, macs_model, storage_model
+from tasks.mask_search.choose import CostModel, choose, cost_models, latency_model, macs_model, storage_model
 
 COSTS = [LayerCost("a", "linear", 600, 60, None), LayerCost("b", "linear", 300, 30, None),
          LayerCost("b.qk", "attention_product", 100, 0, None)]
@@ -71,3 +71,13 @@ def test_the_least_cost_on_the_target_is_chosen():
 def test_none_pays_below_the_least_gain():
     assert choose({"unit": {"latency": 0.99}, "2:4": {"latency": 1.02}}, "latency", 0.02) == (
         "none", "latency against dense: unit 0.990, 2:4 1.020; none gains 2%")
+
+
+def test_costs_do_not_depend_on_the_order_of_layers():
+    """Sets of names are ordered by hashes, which differ from process to process; one bit of a sum makes later stages stale."""
+    prices = dict(zip("abcdefgh", (0.1, 1e-9, 3.3, 1e7, 0.7, 2.2e-5, 17.1, 5e3), strict=True))
+    model = CostModel("us", sum(prices.values()), lambda layer, grain, density: prices[layer] * density)
+    orders = [[*prices], [*reversed(prices)], sorted(prices, key=prices.get)]
+    assert len({model.dense(order) for order in orders}) == 1
+    assert len({model.saved(order, "unit", 0.3) for order in orders}) == 1
+    assert len({model.share(dict.fromkeys(order, 0.3), "unit") for order in orders}) == 1
