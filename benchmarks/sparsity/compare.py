@@ -29,8 +29,8 @@ def against(base: np.ndarray, name: str, lab: Lab, found: Mapping[str, np.ndarra
     rows = {}
     for arm, features in found.items():
         n = len(features)
-        loss = losses({"dense": base[:n], arm: features}, lab.judge, lab.strata(n), MARGIN, RESAMPLES,
-                      np.random.default_rng(0))[arm]
+        pair = {"dense": base[:n], "other": features}  # `losses` compares with what is called dense
+        loss = losses(pair, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))["other"]
         metric = f"loss_to_{name}" + ("" if n == SAMPLES else fid_name(n).removeprefix("fid"))
         rows[arm] = {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
     return rows
