@@ -85,12 +85,13 @@ def front(points: Sequence[Point], fid_name: str, dull: Sequence[Point], compres
             panel.margins(x=0.12)
         axes[0].set_yscale("log")
         axes[1].set_yscale("symlog", linthresh=LINEAR)
+        axes[1].yaxis.set_major_formatter("{x:g}")
         plain_ticks(axes[0].xaxis, axes[0].yaxis, axes[1].xaxis)
         axes[1].legend(loc="lower left", bbox_to_anchor=(-0.03, 0.99), ncols=4, handletextpad=0.2, columnspacing=1,
                        borderpad=0.2)
         axes[0].figure.draw_without_rendering()  # the layout is settled from here on
         label_points(axes[0], points)
-        label_points(axes[1], [bar])
+        label_points(axes[1], [bar, *(point for point in dull if point.name == "dull_best")])
 
     return drawn(draw, f"{fid_name} against images per second", size=(WIDTH, 4.7), ncols=2, sharex=True)
 

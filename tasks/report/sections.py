@@ -59,15 +59,15 @@ def front(rows: dict[str, Row], setting: tuple[str, int], fid: Path) -> Plot:
 
 
 def read_dull(path: Path, measured: float) -> list[plots.Point]:
-    """fid/dull.csv -> the points of the grid, their KID less that of compressed.
+    """fid/dull.csv -> the points of the grid, dull_best under this name, their KID less that of compressed.
 
     measured: images/s of dull_best; the profile's speeds are scaled by one factor so that it has this one.
     """
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["precision"]]
     factor = measured / next(float(row["images_per_s"]) for row in rows if row["best"] == "True")
-    return [plots.Point(name=row["name"], images_per_s=factor * float(row["images_per_s"]), distance=float(row["kid_above"]),
-                        kind=row["precision"]) for row in rows]
+    return [plots.Point(name="dull_best" if row["best"] == "True" else row["name"], kind=row["precision"],
+                        images_per_s=factor * float(row["images_per_s"]), distance=float(row["kid_above"])) for row in rows]
 
 
 def cache(package: Path) -> Plot | None:
@@ -78,13 +78,14 @@ def cache(package: Path) -> Plot | None:
         return None
     recipe = recipes[name]
     plan = recipe.cache
-    said = "reuse the last output" if plan.forecast == "none" else "are forecast from the last two outputs"
+    said, key = (("reuse the last output", "reused") if plan.forecast == "none" else
+                 ("are forecast from the last two outputs", "forecast"))
     other = "" if name == "compressed" else " The search chose no cache for compressed: this is the plan of the variant cache."
     return Plot(title="Layer cache",
                 svg=plots.cache([short(s) for s in plan.sublayers], np.asarray(plan.compute), recipe.timesteps),
                 text=f"Which sublayer is computed at which step of {name}; {100 * plan.removed_share:.0f} % of the evaluations "
                      f"{said}, with {len(plan.masks)} distinct step masks.{other}",
-                keys=({"colour": "blue", "name": "computed"}, {"colour": "faint", "name": "reused"}))
+                keys=({"colour": "blue", "name": "computed"}, {"colour": "faint", "name": key}))
 
 
 def layers(inputs: Inputs) -> Plot:
