@@ -1,4 +1,5 @@
-"""The study of sparsity: every arm on both teachers, hours of training. `python -m benchmarks.sparsity [--only PART] [--list]`.
+"""The study of sparsity: every arm on both teachers, hours of training.
+`python -m benchmarks.sparsity [--only PART] [--teacher NAME] [--list]`
 
 Numbers go to results.csv as they are had; a stopped study goes on where it was. Students, samples' features and checkpoints lie
 below runs/sparsity.
@@ -9,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import results
 from benchmarks.sparsity import compare, study
 from benchmarks.sparsity.arms import STEPS
 from benchmarks.sparsity.lab import Lab, open_lab
-from benchmarks.sparsity.queue import SAMPLES, SEEDS, Task, queue
+from benchmarks.sparsity.queue import SAMPLES, SEEDS, TEACHERS, Task, queue
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 TIMED_S = {"units": 30, "mao": 5}  # s of timing on each backend
@@ -54,46 +57,56 @@ def rows(task: Task, numbers: dict[str, float]) -> list[dict]:
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Every arm against `dense` of its seed and against the teacher as it came; blocks chosen one by one against all alike;
-    half of the steps against all. Made anew each time: minutes."""
+    """Every arm against the teacher as it came and against its bases, those with all SEEDS over these. Made anew: minutes."""
     judged = [task for task in tasks if task.part != "mao"]
-    found = []
-    for teacher, seed in dict.fromkeys((task.teacher, task.seed) for task in judged):
-        lab = opened(teacher, labs)
-        group = {task.arm.name: task for task in judged if (task.teacher, task.seed) == (teacher, seed)}
-        features = {name: compare.features_of(lab, task.arm, seed, task.samples) for name, task in group.items()}
-        bases = features | {"teacher": study.teacher_features(lab, STEPS, SAMPLES, seed)}
-        for base, names in (("teacher", [*group]), ("dense", [*group]), ("unit_uniform", ["unit_as_uniform"]),
-                            ("ours", ["ours_half"])):
-            if base in bases:
-                ours = {name: features[name] for name in names if name in group and name != base}
-                losses = compare.against(bases[base], base, lab, ours)
-                found += [row for name, numbers in losses.items() for row in rows(group[name], numbers)]
+    found = [row for task in judged for row in rows(task, compared(task, judged, opened(task.teacher, labs)))]
+    for first in judged:
+        alike = [task for task in judged if (task.teacher, task.variant) == (first.teacher, first.variant)]
+        if first is alike[0] and len(alike) == len(SEEDS):
+            found += pooled(alike, opened(first.teacher, labs))
     kept = [row for row in results.read(RESULTS) if not row["metric"].startswith("loss_to_")]
-    results.write(RESULTS, [*kept, *found, *over_seeds(found)])
+    results.write(RESULTS, [*kept, *found])
 
 
-def over_seeds(found: list[dict]) -> list[dict]:
-    """Of arms with all SEEDS: one difference to each base."""
-    values = {(row["teacher"], row["variant"], row["metric"], row["seed"]): float(row["value"]) for row in found}
-    pooled = []
-    for teacher, variant, metric in dict.fromkeys(key[:3] for key in values if not key[2].endswith("_upper95")):
-        if all((teacher, variant, metric, seed) in values for seed in SEEDS):
-            difference = compare.over_seeds(*([values[teacher, variant, name, seed] for seed in SEEDS]
-                                              for name in (metric, f"{metric}_upper95")))
-            pooled += [{"teacher": teacher, "variant": variant, "seed": "all", "metric": name, "value": f"{value:.6g}",
-                        "protocol": f"over seeds {', '.join(map(str, SEEDS))}"} for name, value in
-                       ((metric, difference.estimate), (f"{metric}_upper95", difference.upper95))]
-    return pooled
+def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
+    own = features_of(task, lab)
+    numbers = compare.against(study.teacher_features(lab, STEPS, SAMPLES, task.seed), "teacher", lab, own)
+    for base in judged:
+        if is_base(base, task):
+            numbers |= compare.against(features_of(base, lab), base.arm.name, lab, own)
+    return numbers
+
+
+def is_base(base: Task, task: Task) -> bool:
+    """`dense` trained as long; one density for all blocks, of blocks chosen one by one; all steps, of half of them."""
+    if (base.teacher, base.seed) != (task.teacher, task.seed) or base is task:
+        return False
+    if base.arm.name == "dense":
+        return base.arm.steps == task.arm.steps
+    return (base.variant, task.arm.name) in (("units.unit_uniform", "unit_as_uniform"), ("baselines.ours", "ours_half"))
+
+
+def pooled(alike: list[Task], lab: Lab) -> list[dict]:
+    """One difference of an arm to the teacher, from all its training seeds."""
+    pairs = [(study.teacher_features(lab, STEPS, SAMPLES, task.seed), features_of(task, lab)) for task in alike]
+    difference = compare.over_seeds(pairs, lab.judge, lab.strata(SAMPLES))
+    numbers = {"loss_to_teacher": difference.estimate, "loss_to_teacher_upper95": difference.upper95}
+    protocol = f"{alike[0].protocol.rpartition(';')[0]}; over seeds {', '.join(str(task.seed) for task in alike)}"
+    return [row | {"seed": "all", "protocol": protocol} for row in rows(alike[0], numbers)]
+
+
+def features_of(task: Task, lab: Lab) -> np.ndarray:
+    return compare.features_of(lab, task.arm, task.seed, task.samples)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparsity", description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=("baselines", "units", "mao"), help="one part of the study")
+    parser.add_argument("--only", choices=("baselines", "long", "units", "mao"), help="one part of the study")
+    parser.add_argument("--teacher", choices=TEACHERS, help="one teacher; a second clone may work on the other")
     parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
     parser.add_argument("--compare", action="store_true", help="compare the arms that are done, train none")
     asked = parser.parse_args(arguments)
-    tasks = [task for task in queue() if asked.only in (None, task.part)]
+    tasks = [task for task in queue() if asked.only in (None, task.part) and asked.teacher in (None, task.teacher)]
     if asked.list:
         for task in tasks:
             print(f"{task.teacher} {task.variant} seed {task.seed}: {task.protocol}")

@@ -7,6 +7,7 @@ from tasks.core.artifacts import digest
 from tasks.core.sparsity import GRAINS
 
 EQUAL_STEPS = 1000  # of every arm of the baselines; the claim `plateau` says what half of them would cost
+LONG_STEPS = 4000   # of the finalists, as in profile full
 SHORT_STEPS = 500   # of every arm of Mao's study
 STEPS = 20          # DDIM on a uniform list: what the arms are sampled with
 BATCH = 64
@@ -53,15 +54,17 @@ BASELINES = (
     Arm(name="sr_ste"),
     Arm(name="progressive", method="progressive"),
     Arm(name="data_free", settings={"bank_share": 1.0}),
+)
+# What ours is made of, one part at a time, and what it was before its first result was seen.
+PARTS_OF_OURS = (
     Arm(name="sr_ste_taught", settings=TAUGHT),
     Arm(name="fixed_taught", method="fixed", settings=TAUGHT),
     Arm(name="made_up", made_up=True, method="fixed"),
     replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
     replace(OURS, name="ours_at_first", saliency="activation", settings={"data": 0.0, "lr": 1e-3}),
 )
-FINALISTS = ("dense", "ours")  # three seeds each
-HALF = tuple(replace(arm, name=f"{arm.name}_half", steps=EQUAL_STEPS // 2) for arm in BASELINES
-             if arm.name in FINALISTS)  # the plateau test: what the second half of the steps still brings
+HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau test: what does the second half still bring?
+LONG = {name: replace(arm, steps=LONG_STEPS) for name, arm in (("dense", BASELINES[0]), ("ours", OURS))}
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
                   settings=TAUGHT) for allocation in ("uniform", "as_uniform", "searched"))
 

@@ -1,7 +1,7 @@
 """What arms are to each other: paired differences of quality, ratios of fidelity, measured speed against removed work."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from benchmarks.sparsity.lab import Lab
 from benchmarks.sparsity.queue import SAMPLES
 from benchmarks.sparsity.study import network_of, student_of
 from tasks.benchmark.measure import Case, interleaved
+from tasks.core import quality
 from tasks.core.quality import Difference, fid_name
 from tasks.core.recipe import Recipe
-from tasks.fid.measure import losses
+from tasks.fid.measure import Judge, losses
 from tasks.runtime.graph import live_graph
 
 MARGIN = 0.05       # relative FID increase that still counts as equal
@@ -21,31 +22,40 @@ RESAMPLES = 1000
 TIMED_BATCH = 8
 
 
-def against(base: np.ndarray, name: str, lab: Lab, found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """arm -> loss_to_<name>, its _upper95: relative FID increase over the features `base` (N, D), by paired bootstrap.
+def against(base: np.ndarray, name: str, lab: Lab, found: np.ndarray) -> dict[str, float]:
+    """loss_to_<name>, its _upper95: relative FID increase of the features `found` (n, D) over those of the same seeds in `base`
+    (N, D), N >= n, by paired bootstrap. Fewer than SAMPLES stand in the name: loss_to_dense_2k."""
+    n = len(found)
+    pair = {"dense": base[:n], "other": found}  # `losses` compares with what is called dense
+    loss = losses(pair, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))["other"]
+    metric = f"loss_to_{name}" + ("" if n == SAMPLES else fid_name(n).removeprefix("fid"))
+    return {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
 
-    found: features of each arm, (n, D) of the first n <= N samples. Fewer than SAMPLES stand in the name: loss_to_dense_2k.
+
+def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> Difference:
+    """Mean relative FID increase over training seeds. pairs: features (N, D) of the base and of the arm on the noise of a seed.
+
+    The holdout is one, so every seed sees the same resamples of it and its noise stays; each seed's samples are resampled by
+    themselves and average out. What the seeds differ by is added whole, though it holds noise of the samples again: too wide
+    rather than too narrow.
     """
-    rows = {}
-    for arm, features in found.items():
-        n = len(features)
-        pair = {"dense": base[:n], "other": features}  # `losses` compares with what is called dense
-        loss = losses(pair, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))["other"]
-        metric = f"loss_to_{name}" + ("" if n == SAMPLES else fid_name(n).removeprefix("fid"))
-        rows[arm] = {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
-    return rows
+    rng = np.random.default_rng(0)
+    drawn = quality.resample_counts(len(judge.features), RESAMPLES, rng, quality.strata_of(judge.labels))
+    reference = quality.resampled(judge.features, drawn)
+    estimates, spreads = [], []
+    for base, found in pairs:
+        counts = quality.resample_counts(len(base), RESAMPLES, rng, quality.strata_of(strata))
+        whole = quality.fid(base, judge.reference)
+        ratio = quality.fid(found, judge.reference) / whole
+        spreads.append((quality.bootstrap_fid(found, reference, counts)
+                        - ratio * quality.bootstrap_fid(base, reference, counts)) / whole)
+        estimates.append(ratio - 1)
+    between = statistics.variance(estimates) / len(estimates)
+    return Difference(statistics.mean(estimates), (float(np.var(np.mean(spreads, axis=0), ddof=1)) + between) ** 0.5)
 
 
 def features_of(lab: Lab, arm: Arm, seed: int, samples: int) -> np.ndarray:
     return np.load(lab.folder / "features" / f"{key(arm, seed)}-{samples}.npy")
-
-
-def over_seeds(estimates: Sequence[float], uppers: Sequence[float]) -> Difference:
-    """One difference from those of several training seeds, judged on the same noise and holdout: what that noise adds does not
-    average out, what the seeds add does."""
-    errors = [(upper - estimate) / 1.6449 for estimate, upper in zip(estimates, uppers, strict=True)]
-    between = statistics.variance(estimates) / len(estimates) if len(estimates) > 1 else 0.0
-    return Difference(statistics.mean(estimates), (statistics.mean(error**2 for error in errors) + between) ** 0.5)
 
 
 def speed(lab: Lab, arm: Arm, seed: int, kept_macs: float, budget_s: float) -> dict[str, float]:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.sparsity.arms import BASELINES, COMMON, FINALISTS, HALF, MAO, STEPS, UNITS, Arm, key
+from benchmarks.sparsity.arms import BASELINES, COMMON, HALF, LONG, MAO, PARTS_OF_OURS, STEPS, UNITS, Arm, key
 
 TEACHERS = ("mnist_dit", "mnist_unet")
 SEEDS = (0, 1, 2)            # of the training of finalists; judged on noise of its own each
@@ -37,11 +37,17 @@ class Task:
 
 def queue() -> Iterator[Task]:
     """What a claim needs comes first."""
-    finalists = [arm for arm in BASELINES if arm.name in FINALISTS]
-    others = [arm for arm in BASELINES if arm not in finalists]
-    for part, arms, samples, seeds in (("baselines", finalists, SAMPLES, SEEDS[:1]), ("units", UNITS, SAMPLES, (0,)),
-                                       ("baselines", others, FEW, (0,)), ("baselines", HALF, SAMPLES, (0,)),
-                                       ("baselines", finalists, SAMPLES, SEEDS[1:])):
-        for teacher, seed in itertools.product(TEACHERS, seeds):
+    dit, _ = TEACHERS
+    dense, ours, *others = BASELINES
+    for part, arms, samples, seeds, teachers in (
+            ("baselines", (dense, ours), SAMPLES, SEEDS[:1], TEACHERS),
+            ("long", (LONG["ours"],), SAMPLES, SEEDS[:1], TEACHERS),
+            ("units", UNITS, SAMPLES, SEEDS[:1], TEACHERS),
+            ("baselines", others, FEW, SEEDS[:1], TEACHERS),
+            ("long", (LONG["ours"],), SAMPLES, SEEDS[1:], TEACHERS),
+            ("long", (LONG["dense"],), SAMPLES, SEEDS[:1], TEACHERS),
+            ("baselines", (HALF,), SAMPLES, SEEDS[:1], TEACHERS),
+            ("mao", MAO, FEW, SEEDS[:1], (dit,)),
+            ("baselines", PARTS_OF_OURS, FEW, SEEDS[:1], (dit,))):
+        for teacher, seed in itertools.product(teachers, seeds):
             yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)
-    yield from (Task(part="mao", teacher="mnist_dit", arm=arm, seed=0, samples=FEW) for arm in MAO)

@@ -9,26 +9,38 @@ import pytest
 from benchmarks.sparsity import __main__ as study
 from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
-from benchmarks.sparsity.arms import BASELINES, FINALISTS, MAO, OURS, UNITS, key
+from benchmarks.sparsity.arms import BASELINES, MAO, OURS, PARTS_OF_OURS, UNITS, key
 from tasks.core.quality import Gaussian
 from tasks.fid.measure import Judge
 
 
-def test_every_arm_is_asked_for_once_and_finalists_with_three_seeds():
+def test_every_arm_is_asked_for_once_and_the_finalist_with_three_seeds():
     tasks = list(queues.queue())
     asked = [(task.teacher, task.variant, task.seed) for task in tasks]
     assert len(set(asked)) == len(asked)
     for teacher in queues.TEACHERS:
-        mine = {task.arm.name for task in tasks if (task.teacher, task.part) == (teacher, "baselines")}
-        assert mine >= {arm.name for arm in BASELINES}
-        for name in FINALISTS:
-            assert [t.seed for t in tasks if (t.teacher, t.arm.name, t.samples) == (teacher, name, queues.SAMPLES)] == [0, 1, 2]
+        mine = [task for task in tasks if task.teacher == teacher]
+        assert {task.arm.name for task in mine if task.part == "baselines"} >= {arm.name for arm in BASELINES}
+        assert [task.seed for task in mine if task.variant == "long.ours"] == [0, 1, 2]
+        assert [task.seed for task in mine if task.variant == "long.dense"] == [0]
     assert {task.arm.name for task in tasks if task.part == "units"} == {arm.name for arm in UNITS}
     assert {task.arm.name for task in tasks if task.part == "mao"} == {arm.name for arm in MAO}
 
 
 def test_all_trained_arms_take_as_many_steps():
-    assert len({arm.steps for arm in (*BASELINES, *UNITS) if arm.method}) == 1
+    assert len({arm.steps for arm in (*BASELINES, *PARTS_OF_OURS, *UNITS) if arm.method}) == 1
+
+
+def test_an_arm_is_compared_with_dense_trained_as_long():
+    tasks = {(task.teacher, task.variant, task.seed): task for task in queues.queue()}
+
+    def bases(*name) -> list[str]:
+        return [base.variant for base in tasks.values() if study.is_base(base, tasks[name])]
+
+    assert bases("mnist_dit", "baselines.sr_ste", 0) == ["baselines.dense"]
+    assert bases("mnist_dit", "long.ours", 0) == ["long.dense"] and bases("mnist_dit", "long.ours", 1) == []
+    assert bases("mnist_unet", "units.unit_as_uniform", 0) == ["baselines.dense", "units.unit_uniform"]
+    assert bases("mnist_unet", "baselines.ours_half", 0) == ["baselines.ours"]
 
 
 def test_an_arm_whose_settings_change_has_files_of_its_own():
@@ -36,21 +48,23 @@ def test_an_arm_whose_settings_change_has_files_of_its_own():
     assert key(OURS, 0) != key(OURS, 1)
 
 
-def test_seeds_are_pooled_into_one_difference():
-    """Estimates 1, 2, 3 %, each with a standard error of 1 %: their own noise stays, theirs among each other adds."""
-    found = compare.over_seeds([0.01, 0.02, 0.03], [e + 1.6449 * 0.01 for e in (0.01, 0.02, 0.03)])
-    assert found.estimate == pytest.approx(0.02)
-    assert found.error == pytest.approx((0.01**2 + 0.01**2 / 3) ** 0.5)
+def test_over_seeds_is_their_mean_and_nothing_where_nothing_changed():
+    rng = np.random.default_rng(0)
+    judge = judge_of(rng.standard_normal((300, 2)))
+    pairs = [(base, base * 1.2) for base in rng.standard_normal((3, 1000, 2))]
+    alone = [compare.over_seeds([pair] * 2, judge, None).estimate for pair in pairs]
+    assert compare.over_seeds(pairs, judge, None).estimate == pytest.approx(np.mean(alone))
+    still = compare.over_seeds([(base, base.copy()) for base, _ in pairs], judge, None)
+    assert (still.estimate, still.error) == (0, 0)
 
 
-def test_pooled_rows_are_of_all_three_seeds_or_not_at_all():
-    rows = [{"teacher": "t", "variant": "baselines.ours", "seed": seed, "metric": metric, "value": str(value)}
-            for seed in (0, 1, 2) for metric, value in (("loss_to_dense", 0.01), ("loss_to_dense_upper95", 0.02))]
-    pooled = study.over_seeds([*rows, {**rows[0], "variant": "baselines.once"}])
-    assert [(row["variant"], row["seed"], row["metric"]) for row in pooled] == [
-        ("baselines.ours", "all", "loss_to_dense"), ("baselines.ours", "all", "loss_to_dense_upper95")]
-    assert float(pooled[1]["value"]) == pytest.approx(0.02, abs=1e-4)
-    assert study.over_seeds(rows[:4]) == []
+def test_what_training_seeds_differ_by_widens_the_bound():
+    rng = np.random.default_rng(0)
+    judge = judge_of(rng.standard_normal((300, 2)))
+    base = rng.standard_normal((1000, 2))
+    alike, apart = (compare.over_seeds([(base, base * factor) for factor in factors], judge, None)
+                    for factors in ((1.2, 1.2, 1.2), (1.1, 1.2, 1.3)))
+    assert apart.error > alike.error > 0
 
 
 def test_an_arm_is_done_under_its_own_settings_alone(monkeypatch):
@@ -63,10 +77,12 @@ def test_an_arm_is_done_under_its_own_settings_alone(monkeypatch):
 
 def test_few_samples_stand_in_the_metrics_name():
     rng = np.random.default_rng(0)
-    holdout = rng.standard_normal((300, 2))
-    judge = Judge(net=None, features=holdout, labels=None, reference=Gaussian.of(holdout))
-    lab = SimpleNamespace(judge=judge, strata=lambda n: None)
+    lab = SimpleNamespace(judge=judge_of(rng.standard_normal((300, 2))), strata=lambda n: None)
     base = rng.standard_normal((queues.SAMPLES, 2))
-    found = compare.against(base, "dense", lab, {"dense": base.copy(), "few": base[:2000] + 1})
-    assert found["dense"] == {"loss_to_dense": 0.0, "loss_to_dense_upper95": 0.0}  # an arm may be called as the base is
-    assert found["few"].keys() == {"loss_to_dense_2k", "loss_to_dense_2k_upper95"} and found["few"]["loss_to_dense_2k"] > 1
+    assert compare.against(base, "dense", lab, base.copy()) == {"loss_to_dense": 0.0, "loss_to_dense_upper95": 0.0}
+    few = compare.against(base, "dense", lab, base[:2000] + 1)
+    assert few.keys() == {"loss_to_dense_2k", "loss_to_dense_2k_upper95"} and few["loss_to_dense_2k"] > 1
+
+
+def judge_of(holdout: np.ndarray) -> Judge:
+    return Judge(net=None, features=holdout, labels=None, reference=Gaussian.of(holdout))
