@@ -99,35 +99,48 @@ class Standing:
     fid_ratio: float  # to compressed's, on as many samples
 
 
-def race(names: Sequence[str], bar: str, rounds: Sequence[int], draw: Draw, holdout: np.ndarray, reference: Gaussian,
+def race(cost: Mapping[str, float], bar: str, rounds: Sequence[int], draw: Draw, holdout: np.ndarray, reference: Gaussian,
          strata: Callable[[int], np.ndarray | None]) -> tuple[dict[str, Standing], dict[str, np.ndarray]]:
-    """Every name, and features of all samples of those that ran to the end and of `bar`, which is what they are compared with.
+    """Every name in `cost`, and features of all samples of those that ran to the end and of `bar`, which is what they are
+    compared with.
 
+    All take the first round, then only the cheapest go on, with all that cost as much, then the next cheapest, until one that
+    ran to the end is as good as `bar`: no dearer one can be the best. If none is, the LAST_ONES nearest ones run to the end.
     rounds: samples after which the clearly worse drop out, rising; the last is the end. draw(names, first, last): features of
     samples first .. last - 1. holdout: features (M, D), reference: their distribution. strata(n): classes of the first n
     samples, or None. The rounds save samples, they do not choose: a point is lost if its KID is SURE standard errors above that
     of `bar`, which happens to an equally good one at most once in 160 rounds, and its FID, too, is above what counts as equal.
     """
     standings: dict[str, Standing] = {}
-    seen = dict.fromkeys((*names, bar), np.empty((0, holdout.shape[1])))
-    alive = list(names)
-    for first, last in itertools.pairwise((0, *rounds)):
-        drawn = draw([*alive, bar], first, last)
-        seen = {name: np.concatenate([seen[name], drawn[name]]) for name in (*alive, bar)}
-        reached = fid(seen[bar], reference)
-        for name in alive:
-            above = kid_difference(seen[name], seen[bar], holdout, strata(last))
+    seen = dict.fromkeys((*cost, bar), np.empty((0, holdout.shape[1])))
+
+    def go_on(names: Sequence[str], last: int) -> list[str]:
+        """-> those that are not shown to be worse."""
+        for first in sorted({len(seen[name]) for name in (*names, bar) if len(seen[name]) < last}):
+            drawn = draw([name for name in (*names, bar) if len(seen[name]) == first], first, last)
+            seen.update({name: np.concatenate([seen[name], found]) for name, found in drawn.items()})
+        met, reached = seen[bar][:last], fid(seen[bar][:last], reference)
+        for name in names:
+            above = kid_difference(seen[name], met, holdout, strata(last))
             standings[name] = Standing(samples=last, above=above, fid_ratio=fid(seen[name], reference) / reached)
-        if last != rounds[-1]:
-            alive = still_racing(alive, standings)
-    return standings, seen
+        return [name for name in names if not is_worse(standings[name])]
+
+    def to_the_end(names: Sequence[str]) -> bool:
+        """Whether one came there that is as good as `bar`."""
+        for last in rounds[1:]:
+            names = go_on(names, last) if names else []
+        return any(equal_quality(standings[name].fid_ratio, 1.0) for name in names)
+
+    alive = go_on([*cost], rounds[0])
+    if not any(to_the_end([name for name in alive if cost[name] == level]) for level in sorted({cost[name] for name in alive})):
+        nearest = sorted(cost, key=lambda name: standings[name].above.estimate)[:LAST_ONES]
+        go_on([name for name in nearest if len(seen[name]) < rounds[-1]], rounds[-1])
+    return standings, {name: found for name, found in seen.items() if len(found) == rounds[-1]}
 
 
-def still_racing(names: Sequence[str], standings: Mapping[str, Standing]) -> list[str]:
-    """Those not shown to be worse; if all are, the LAST_ONES that are so by the least."""
-    kept = [name for name in names if standings[name].above.estimate <= SURE * standings[name].above.error
-            or equal_quality(standings[name].fid_ratio, 1.0)]
-    return kept or sorted(names, key=lambda name: standings[name].above.estimate)[:LAST_ONES]
+def is_worse(standing: Standing) -> bool:
+    """Shown to be, by both distances."""
+    return standing.above.estimate > SURE * standing.above.error and not equal_quality(standing.fid_ratio, 1.0)
 
 
 @dataclass(frozen=True)

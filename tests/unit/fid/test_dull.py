@@ -113,8 +113,8 @@ def gaussians(shift: dict[str, float], asked: list):
 
 def test_the_clearly_worse_drop_out_and_the_others_run_to_the_end():
     asked, shift = [], {"bar": 0.0, "same": 0.01, "better": -0.02, "worse": 0.3, "far": 1.0}
-    standings, seen = dull.race(["same", "better", "worse", "far"], "bar", [50, 200, 1000], gaussians(shift, asked), HOLDOUT,
-                                REFERENCE, lambda n: None)
+    standings, seen = dull.race(dict.fromkeys(("same", "better", "worse", "far"), 1.0), "bar", [50, 200, 1000],
+                                gaussians(shift, asked), HOLDOUT, REFERENCE, lambda n: None)
     assert asked == [(["bar", "better", "far", "same", "worse"], 0, 50), (["bar", "better", "same", "worse"], 50, 200),
                      (["bar", "better", "same"], 200, 1000)]
     assert {name: s.samples for name, s in standings.items()} == {"same": 1000, "better": 1000, "worse": 200, "far": 50}
@@ -122,19 +122,27 @@ def test_the_clearly_worse_drop_out_and_the_others_run_to_the_end():
     assert standings["far"].above.estimate > standings["worse"].above.estimate > 0
 
 
-def test_some_reach_the_end_where_all_are_clearly_worse():
+def test_the_dearer_go_on_only_while_no_cheaper_one_is_as_good():
+    asked, shift = [], {"bar": 0.0, "cheap": 0.3, "good": 0.01, "sibling": 0.02, "dear": 0.0}
+    standings, seen = dull.race({"dear": 3.0, "good": 2.0, "sibling": 2.0, "cheap": 1.0}, "bar", [50, 200, 1000],
+                                gaussians(shift, asked), HOLDOUT, REFERENCE, lambda n: None)
+    assert asked == [(["bar", "cheap", "dear", "good", "sibling"], 0, 50), (["bar", "cheap"], 50, 200),
+                     (["good", "sibling"], 50, 200), (["bar", "good", "sibling"], 200, 1000)]
+    assert set(seen) == {"bar", "good", "sibling"} and standings["dear"].samples == 50
+
+
+def test_the_nearest_reach_the_end_where_all_are_clearly_worse():
     shift = {"bar": 0.0} | {f"far_{i}": 1.0 + i for i in range(dull.LAST_ONES + 1)}
     names = list(shift)[1:]
-    standings, seen = dull.race(names, "bar", [50, 100], gaussians(shift, []), HOLDOUT, REFERENCE, lambda n: None)
+    standings, seen = dull.race(dict.fromkeys(names, 1.0), "bar", [50, 100], gaussians(shift, []), HOLDOUT, REFERENCE,
+                                lambda n: None)
     assert set(seen) == {"bar", *names[:-1]} and standings[names[-1]].samples == 50
 
 
-@pytest.mark.parametrize(("z", "fid_ratio", "stays"),
-                         [(2.4, 1.5, True), (2.6, 1.04, True), (2.6, 1.06, False), (-9, 1.5, True)])
-def test_worse_is_what_both_distances_say(z, fid_ratio, stays):
-    standings = {"it": Standing(samples=250, above=Difference(z * 0.01, 0.01), fid_ratio=fid_ratio),
-                 "good": Standing(samples=250, above=Difference(0.0, 0.01), fid_ratio=1.0)}
-    assert ("it" in dull.still_racing(["it", "good"], standings)) == stays
+@pytest.mark.parametrize(("z", "fid_ratio", "worse"),
+                         [(2.4, 1.5, False), (2.6, 1.04, False), (2.6, 1.06, True), (-9, 1.5, False)])
+def test_worse_is_what_both_distances_say(z, fid_ratio, worse):
+    assert dull.is_worse(Standing(samples=250, above=Difference(z * 0.01, 0.01), fid_ratio=fid_ratio)) == worse
 
 
 def test_few_samples_of_less_variance_are_not_taken_for_good_ones():
