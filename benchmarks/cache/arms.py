@@ -26,8 +26,11 @@ class Arm:
 
 OURS = "errors"
 PLANS = (
-    Arm(name=OURS, make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4}, backends=("eager", "openvino")),
-    Arm(name="errors_any_mask", make="errors", strength="budget", values=FOUR, fixed={"max_masks": max(NFES)}),
+    Arm(name=OURS, make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "taylor"},
+        backends=("eager", "openvino")),
+    Arm(name="errors_reuse", make="errors", strength="budget", values=FOUR, fixed={"max_masks": 4, "forecast": "none"}),
+    Arm(name="errors_any_mask", make="errors", strength="budget", values=FOUR,
+        fixed={"max_masks": max(NFES), "forecast": "taylor"}),
     Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
 )
 RULES = (

@@ -45,9 +45,10 @@ class Run:
 
 # ---- how an arm samples ----
 
-def errors(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
+def errors(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int, forecast: str) -> CachePlan:
     weights = step_weights(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
-    return plan_from_errors(lab.errors, lab.grid, recipe.timesteps, lab.sublayers, budget, max_masks, weights)
+    plan = plan_from_errors(lab.errors, lab.grid, recipe.timesteps, lab.sublayers, budget, max_masks, weights)
+    return replace(plan, forecast=forecast)
 
 
 def router(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
@@ -80,12 +81,13 @@ def opened(cell: Cell, lab: Lab) -> Run:
         chosen = {"sublayers": SUBLAYERS[cell.teacher]} if cell.arm.make == "taylorseer" else {}
         predict = PACKAGES[cell.arm.make](denoiser, recipe, **cell.arm.fixed, **chosen, **{cell.arm.strength: cell.value})
     else:
-        predict = live_cache(denoiser, recipe.cache) if recipe.cache else network(denoiser)
+        predict = live_cache(denoiser, recipe) if recipe.cache else network(denoiser)
     return Run(predict=predict, recipe=recipe, layers=layers, denoiser=denoiser)
 
 
-def live_cache(denoiser: Denoiser, plan: CachePlan) -> Predict:
-    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute)
+def live_cache(denoiser: Denoiser, recipe: Recipe) -> Predict:
+    plan = recipe.cache
+    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
 
     def predict(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, step: int) -> torch.Tensor:
         handle.step = step
