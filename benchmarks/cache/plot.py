@@ -40,8 +40,8 @@ def look(name: str) -> dict:
     """Ours black, rules grey and dashed, packages in colour; markers tell those of one colour apart."""
     arm = next(arm for arm in ARMS if arm.name == name)
     if arm in PLANS:
-        return {"color": "black", "linewidth": 3.0 if name == OURS else 1.6, "linestyle": ("-", "-.", "--", ":")[PLANS.index(arm)],
-                "zorder": 5}
+        return {"color": "black", "linewidth": 3.0 if name == OURS else 1.6, "zorder": 5,
+                "linestyle": ("-", "-.", "--", ":")[PLANS.index(arm)]}
     rule = arm in RULES
     place = (RULES if rule else [other for other in PACKAGES if other.make == arm.make]).index(arm)
     return {"color": "0.55" if rule else COLOURS[arm.make], "linestyle": "--" if rule else "-", "linewidth": 1.0,
