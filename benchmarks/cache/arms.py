@@ -24,10 +24,10 @@ class Arm:
     backends: tuple[str, ...] = ("eager",)  # on which it is timed
 
 
-OURS = "errors"
+OURS = "refined"
 PLANS = (
-    Arm(name=OURS, make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "taylor"},
-        backends=("eager", "openvino")),
+    Arm(name=OURS, make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4}, backends=("eager", "openvino")),
+    Arm(name="errors", make="errors", strength="budget", values=FOUR, fixed={"max_masks": 4, "forecast": "taylor"}),
     Arm(name="errors_reuse", make="errors", strength="budget", values=FOUR, fixed={"max_masks": 4, "forecast": "none"}),
     Arm(name="errors_any_mask", make="errors", strength="budget", values=FOUR,
         fixed={"max_masks": max(NFES), "forecast": "taylor"}),

@@ -1,6 +1,7 @@
 """What all arms share: a shipped teacher, the judge of its samples, the error table and routers that our plans come from."""
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.errors import empty_errors, measure_errors
 from tasks.cache_learn.router import train_router
 from tasks.core import denoiser as denoisers
-from tasks.core.artifacts import Inputs
+from tasks.core.artifacts import Inputs, read_json, write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import read_params, stage_params
 from tasks.core.progress import track
 from tasks.core.quality import features, paired_distance
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, sample_in_chunks, spaced_timesteps
 from tasks.data import stage as data_stage
 from tasks.data.features import load_feature_net, load_labels, load_reference
@@ -84,6 +85,14 @@ class Lab:
         """The router's (pairs, S) for the uniform list of `nfe` steps."""
         return torch.from_numpy(kept_features(self, f"router-{nfe}", lambda: trained_router(self, nfe).numpy()))
 
+    def refined(self, recipe: Recipe, budget: float, max_masks: int) -> CachePlan:
+        """Kept, as cells of several parts share it; its noises are not those of what is judged."""
+        path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asdict(refined_plan(self, recipe, budget, max_masks)))
+        return CachePlan.from_json(read_json(path))
+
     def uncached(self, solver: str, nfe: int) -> np.ndarray:
         """(pairs, 64) features of the uncached run."""
         recipe = uniform(self.teacher, solver, nfe)
@@ -128,6 +137,13 @@ def error_table(lab: Lab) -> np.ndarray:
     labels = labels_for(indices, teacher.num_classes)
     return measure_errors(teacher, lab.sublayers, lab.grid, noise, labels, lab.learn.max_gap, table,
                           keep=lambda now: checkpoint.save_if_due(lambda: {"errors": torch.from_numpy(now)}))
+
+
+def refined_plan(lab: Lab, recipe: Recipe, budget: float, max_masks: int) -> CachePlan:
+    """As cache_learn makes it for its base list."""
+    how = dataclasses.replace(lab.learn, budget=budget, max_masks=max_masks)
+    checkpoint = Checkpoint(lab.folder / "checkpoints", f"refine-{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}")
+    return cache_stage.refined_plan(lab.errors, lab.grid, lab.teacher, lab.sublayers, recipe, how, checkpoint)[0]
 
 
 def trained_router(lab: Lab, nfe: int) -> Tensor:

@@ -41,7 +41,7 @@ def look(name: str) -> dict:
     arm = next(arm for arm in ARMS if arm.name == name)
     if arm in PLANS:
         return {"color": "black", "linewidth": 3.0 if name == OURS else 1.6, "zorder": 5,
-                "linestyle": ("-", "-.", "--", ":")[PLANS.index(arm)]}
+                "linestyle": ("-", "--", "-.", ":", (0, (1, 3)))[PLANS.index(arm)]}
     rule = arm in RULES
     place = (RULES if rule else [other for other in PACKAGES if other.make == arm.make]).index(arm)
     return {"color": "0.55" if rule else COLOURS[arm.make], "linestyle": "--" if rule else "-", "linewidth": 1.0,

@@ -51,6 +51,10 @@ def errors(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int, forecast:
     return replace(plan, forecast=forecast)
 
 
+def refined(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
+    return lab.refined(recipe, budget, max_masks)
+
+
 def router(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
     return plan_from_costs(router_costs(lab.beta(recipe.nfe), recipe.nfe), lab.sublayers, budget, max_masks)
 
@@ -59,8 +63,9 @@ def rule(make: Callable[..., CachePlan], lab: Lab, recipe: Recipe, **settings) -
     return make(recipe.nfe, lab.sublayers, **settings)
 
 
-PLANS = {"errors": errors, "router": router, "layers": partial(rule, rules.layers), "clean_end": partial(rule, rules.clean_end),
-         "uniform_interval": partial(rule, uniform_interval), "time_threshold": partial(rule, time_threshold)}
+PLANS = {"errors": errors, "refined": refined, "router": router, "layers": partial(rule, rules.layers),
+         "clean_end": partial(rule, rules.clean_end), "uniform_interval": partial(rule, uniform_interval),
+         "time_threshold": partial(rule, time_threshold)}
 
 
 def recipe_of(cell: Cell, lab: Lab) -> Recipe:

@@ -1,10 +1,11 @@
-"""Which sublayers may reuse their last outputs, learned on the dense teacher: a table of reuse errors, a router, hard gates.
+"""Which sublayers may reuse their last outputs, learned on the dense teacher: reuse errors, a router, hard gates, whole runs.
 
 Reads: data (train split), pretrain_load (teacher).
 Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list; router.csv (cache
-step, timestep, sublayer, beta) and curve.csv of its training; hard_curve.csv where hard gates were trained; plan.json, the
-CachePlan on the base list: of what was learned the plan whose images are closest to the uncached run's. Report: what each plan
-removes and how far it strays, beside rules without learning.
+step, timestep, sublayer, beta) and curve.csv of its training; refine_curve.csv of the plan that was refined on whole
+trajectories; hard_curve.csv where hard gates were trained; plan.json, the CachePlan on the base list: of what was learned the
+plan whose images are closest to the uncached run's. Report: what each plan removes and how far it strays, beside rules without
+learning.
 Left out: other timestep lists (evolve plans for those from the table); forecasts in the table: its entries are of plain reuse.
 """
 
@@ -19,19 +20,21 @@ from torch import Tensor
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
 from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
-from tasks.cache_learn.plan import plan_from_costs, plan_from_errors, step_weights
+from tasks.cache_learn.plan import plan_from_costs, step_weights
+from tasks.cache_learn.refine import proposals, refine, sample_cached, straying
 from tasks.cache_learn.rollout import train_rollout
 from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_hard_router, train_router
 from tasks.core.artifacts import Inputs, Report, write_json
+from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
-from tasks.runtime.cache import FORECASTS, apply_cache, remove_cache
+from tasks.runtime.cache import FORECASTS
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load")
-LEARNED = ("errors", "router", "hard")  # plans that may be chosen; the others, as published or without learning, only reuse
+LEARNED = ("errors", "router", "hard", "refined")  # may be chosen; the others, as published or without learning, only reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,18 @@ class HardParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefineParams:
+    """Of the search on whole trajectories; see `refine.refine`."""
+
+    images: int            # compared with the uncached run's
+    tries: int             # changes of the plan; 0: the best of those that the table proposes
+
+    def __post_init__(self):
+        for name, low, high in (("images", 1, 10**5), ("tries", 0, 10**6)):
+            check_range(f"refine.{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Params:
     base_steps: int        # NFE of the list that router and plan are made for
     spacing: str           # uniform | logsnr | quadratic
@@ -85,6 +100,7 @@ class Params:
     forecast: str          # none | taylor: what a skipped sublayer returns in the learned plans
     validation: int        # noises on which plans are compared
     seed: int
+    refine: RefineParams
     router: RouterParams
     hard: HardParams
 
@@ -110,6 +126,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         plans["hard"], hard_curve = hard_plan(errors, grid, denoiser, sublayers, recipe, params, inputs)
         write_rows(out / "hard_curve.csv", ("step", "loss"), hard_curve)
     plans |= {name: replace(plan, forecast=params.forecast) for name, plan in plans.items() if name in LEARNED}
+    plans["refined"], refine_curve = refined_plan(errors, grid, denoiser, sublayers, recipe, params,
+                                                  inputs.checkpoint("cache_refine"))
     distances = dict(zip(plans, rollout_distances(denoiser, recipe, plans.values(), params), strict=True))
     chosen = min((name for name in LEARNED if name in plans), key=lambda name: np.median(distances[name]))
 
@@ -118,6 +136,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     write_json(out / "plan.json", {"timesteps": recipe.timesteps, **asdict(plans[chosen])})
     write_rows(out / "router.csv", ("step", "timestep", "sublayer", "beta"), router_rows(beta, recipe.timesteps, sublayers))
     write_rows(out / "curve.csv", ("step", "loss"), curve)
+    write_rows(out / "refine_curve.csv", ("try", "distance"), refine_curve)
     return Report({"chosen": chosen, "plans": {name: summary(plan, distances[name]) for name, plan in plans.items()}})
 
 
@@ -159,19 +178,33 @@ def hard_plan(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, sub
         images, labels = training_images(denoiser, inputs)
         return train_hard_router(denoiser, sublayers, images, labels, recipe.timesteps, **how,
                                  reduction=params.router.reduction, checkpoint=checkpoint)
-    weights = step_weights(denoiser.schedule.config, recipe.timesteps, recipe.solver)
-    costs = interpolate_errors(errors, grid, recipe.timesteps) * weights
-    return train_rollout(denoiser, sublayers, costs, recipe, **how, window=window, forecast=params.forecast,
-                         checkpoint=checkpoint)
+    return train_rollout(denoiser, sublayers, reuse_costs(errors, grid, denoiser, recipe), recipe, **how, window=window,
+                         forecast=params.forecast, checkpoint=checkpoint)
+
+
+def reuse_costs(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, recipe: Recipe) -> np.ndarray:
+    """(S, N, N) between the steps of the recipe, see `plan_from_costs`."""
+    return interpolate_errors(errors, grid, recipe.timesteps) * step_weights(denoiser.schedule.config, recipe.timesteps,
+                                                                             recipe.solver)
+
+
+def refined_plan(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, sublayers: list[str], recipe: Recipe,
+                 params: Params, checkpoint: Checkpoint) -> tuple[CachePlan, list[tuple[int, float]]]:
+    """On noises that neither the error table nor the comparison of plans has."""
+    first = params.error_samples + params.validation
+    noise, labels = draws(denoiser, range(first, first + params.refine.images), params.seed)
+    proposed = proposals(reuse_costs(errors, grid, denoiser, recipe), sublayers, params.budget, params.max_masks,
+                         params.forecast)
+    return refine(proposed, straying(denoiser, recipe, noise, labels), params.budget, params.max_masks, params.refine.tries,
+                  params.seed, checkpoint)
 
 
 def compared_plans(errors: np.ndarray, grid: tuple[int, ...], beta: Tensor, denoiser: Denoiser, sublayers: list[str],
                    recipe: Recipe, params: Params) -> dict[str, CachePlan]:
     """All at the share `budget`, as far as they can reach it, but router_published, whose share its theta decides."""
     steps = len(recipe.timesteps)
-    weights = step_weights(denoiser.schedule.config, recipe.timesteps, recipe.solver)
     return {
-        "errors": plan_from_errors(errors, grid, recipe.timesteps, sublayers, params.budget, params.max_masks, weights),
+        "errors": plan_from_costs(reuse_costs(errors, grid, denoiser, recipe), sublayers, params.budget, params.max_masks),
         "router": plan_from_costs(router_costs(beta, steps), sublayers, params.budget, params.max_masks),
         "router_published": threshold_plan(beta, params.router.theta, steps, sublayers),
         "uniform_interval": uniform_interval(steps, sublayers, params.budget),
@@ -192,20 +225,6 @@ def summary(plan: CachePlan, distances: np.ndarray) -> dict:
     """A few samples that turn into another image decide the mean, so plans are compared by the median."""
     return {"removed_share": plan.removed_share, "masks": len(plan.masks), "rollout_mse_median": float(np.median(distances)),
             "rollout_mse_mean": float(distances.mean())}
-
-
-def sample_cached(denoiser: Denoiser, recipe: Recipe, plan: CachePlan, noise: Tensor, labels: Tensor | None) -> Tensor:
-    """-> NCHW images in [-1, 1]; the model is left as it was."""
-    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
-
-    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
-        handle.step = step
-        return denoiser(x, t, labels)
-
-    try:
-        return sample(predict, denoiser.schedule, recipe, noise, labels)
-    finally:
-        remove_cache(denoiser.model)
 
 
 def router_rows(beta: Tensor, timesteps: tuple[int, ...], sublayers: list[str]) -> list[tuple]:

@@ -25,7 +25,9 @@ HARD = {"along": "trajectory", "steps": 0, "batch": 2, "lr": 0.1, "noise": 0.1, 
 
 def params(**changed) -> stage.Params:
     router, hard = {**ROUTER, **changed.pop("router", {})}, {**HARD, **changed.pop("hard", {})}
-    return stage.Params(**{**PARAMS, **changed}, router=stage.RouterParams(**router), hard=stage.HardParams(**hard))
+    refine = {"images": 2, "tries": 3, **changed.pop("refine", {})}
+    return stage.Params(**{**PARAMS, **changed}, refine=stage.RefineParams(**refine),
+                        router=stage.RouterParams(**router), hard=stage.HardParams(**hard))
 
 
 @pytest.fixture(scope="module")
