@@ -142,7 +142,7 @@ def error_table(lab: Lab) -> np.ndarray:
 def refined_plan(lab: Lab, recipe: Recipe, budget: float, max_masks: int) -> CachePlan:
     """As cache_learn makes it for its base list."""
     how = dataclasses.replace(lab.learn, budget=budget, max_masks=max_masks)
-    checkpoint = Checkpoint(lab.folder / "checkpoints", f"refine-{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}")
+    checkpoint = Checkpoint(lab.folder / "checkpoints" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}", "refine")
     return cache_stage.refined_plan(lab.errors, lab.grid, lab.teacher, lab.sublayers, recipe, how, checkpoint)[0]
 
 
