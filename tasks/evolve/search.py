@@ -91,7 +91,8 @@ def search(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, bud
 
 def steady_state(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, budget: int, strategy: Strategy,
                  seeds: Sequence) -> list[Evaluation]:
-    asked, keys, told, survivors = [], set(), [], []
+    asked, told, survivors = [], [], []
+    keys = set(map(space.key, seeds))
     guide = Guide(space) if strategy.offspring > 1 else None
 
     def ask() -> Iterator:
@@ -100,7 +101,6 @@ def steady_state(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generato
             if candidate is None:
                 return
             asked.append(candidate)
-            keys.add(space.key(candidate))
             if guide:
                 guide.ask(candidate)
             yield candidate
@@ -118,11 +118,12 @@ def steady_state(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generato
     return told
 
 
-def fresh(space: SearchSpace, make: Callable[[], Iterable], asked: set[Hashable], attempts: int = ATTEMPTS):
-    """The first of what `make` makes that was never asked and is within the bound, or None."""
+def fresh(space: SearchSpace, make: Callable[[], Iterable], keys: set[Hashable], attempts: int = ATTEMPTS):
+    """The first of what `make` makes that is within the bound and whose key is not among `keys`, where it then is; or None."""
     for _ in range(attempts):
         for candidate in make():
-            if space.cost(candidate) <= space.bound and space.key(candidate) not in asked:
+            if space.cost(candidate) <= space.bound and (key := space.key(candidate)) not in keys:
+                keys.add(key)
                 return candidate
     return None
 
@@ -181,26 +182,21 @@ def tmpq_dm(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, bu
     vectors of those 25 come from a file that was never published; here they are random, and every one of `seeds` is a seed.
     """
     size, top, mutants, crossed, tries = 50, 10, 25, 10, 10
-    free, keys, told, best = space.unbounded(), set(), [], list(seeds)
+    free, keys, told, best = space.unbounded(), set(map(space.key, seeds)), [], list(seeds)
 
     def parent():
         return best[int(rng.integers(len(best)))]
 
     def some(wanted: int, make: Callable) -> Iterator:
         """Up to `wanted` candidates from so many times as many tries."""
-        for _ in range(wanted):
-            candidate = fresh(space, lambda: [make()], keys, tries)
-            if candidate is not None:
-                keys.add(space.key(candidate))
-                yield candidate
+        found = (fresh(space, lambda: [make()], keys, tries) for _ in range(wanted))
+        return (candidate for candidate in found if candidate is not None)
 
     def refill(generation: list) -> list:
         while len(generation) < size and (drawn := fresh(space, lambda: [free.sample(rng)], keys)) is not None:
-            keys.add(space.key(drawn))
             generation.append(drawn)
         return generation
 
-    keys.update(map(space.key, seeds))
     generation = [*seeds, *(some(mutants - 1, lambda: free.mutate(parent(), 0.1, rng)) if seeds else ())]
     while generation := refill(generation)[: budget - len(told)]:
         losses = evaluate(generation)

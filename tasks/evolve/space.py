@@ -5,6 +5,7 @@ the activations of every layer, under a bound on BitOPs; here the number of step
 searched too. Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all are beyond it.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -49,7 +50,12 @@ class Space:
         check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
 
     def cost(self, candidate: Candidate) -> float:
-        return self.recipe_cost(self.recipe(candidate))
+        return self._cost(candidate)
+
+    @functools.cached_property
+    def _cost(self) -> Callable[[Candidate], float]:
+        """A candidate's cost is asked for where it is repaired, ranked, asked and told."""
+        return functools.lru_cache(maxsize=4096)(lambda candidate: self.recipe_cost(self.recipe(candidate)))
 
     def key(self, candidate: Candidate) -> str:
         """Equal for candidates of one recipe: two cache budgets may come to the same plan."""
