@@ -53,7 +53,7 @@ class Sizes:
     scale: str            # of params.yaml's data, which the feature net that guides is trained with
 
 
-FULL = Sizes(evaluations=EVALUATIONS, every=25, images=16, fresh_images=64, seeds=SEEDS, scale="full")
+FULL = Sizes(evaluations=EVALUATIONS, every=25, images=16, fresh_images=32, seeds=SEEDS, scale="full")
 FEW = Sizes(evaluations=40, every=10, images=2, fresh_images=2, seeds=SEEDS[:1], scale="quick")
 
 
