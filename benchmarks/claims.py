@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cache.arms import ARMS, OPPONENTS, OURS, SOLVERS, TIMED, Arm, cells, finalists
+from benchmarks.search.curves import SEEDS, curves, shares
 from benchmarks.sparsity.queue import queue
 from tasks.core.artifacts import read_json
 
@@ -289,6 +290,32 @@ def quality_of_finalists(root: Path) -> Outcome:
     bounds = of_cells(root, "loss_upper95")
     wanted = [(cell.teacher, cell.variant) for cell in finalists(OURS)]
     return at_most(0.05, [bounds[cell] for cell in wanted] if set(wanted) <= bounds.keys() else [])
+
+
+# ---- search ----
+
+def fewer_evaluations(root: Path, opponent: str, bar: float) -> Outcome:
+    """Of the opponent's N evaluations, what ours needs for the hypervolume (fresh noise) that it has at its end: worst seed."""
+    found = shares(curves(study(root, "search")), opponent)
+    return at_most(bar, found if len(found) == len(SEEDS) else [])
+
+
+@claim("search")
+def efficiency_random(root: Path) -> Outcome:
+    """Random search, given the same seeds, repair and prior of steps."""
+    return fewer_evaluations(root, "random", 1 / 3)
+
+
+@claim("search")
+def efficiency_tmpq(root: Path) -> Outcome:
+    """TMPQ-DM's own evolution."""
+    return fewer_evaluations(root, "tmpq_dm", 1 / 2)
+
+
+@claim("search")
+def efficiency_optuna(root: Path) -> Outcome:
+    """Optuna's NSGA-II."""
+    return fewer_evaluations(root, "optuna", 1 / 2)
 
 
 # ---- the command ----

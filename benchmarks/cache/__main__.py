@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import results
-from benchmarks.cache import environment, study
+from benchmarks.cache import study
 from benchmarks.cache.arms import ARMS, JUDGED, OURS, PLANS, TEACHERS, TIMED, Cell, cells, finalists
 from benchmarks.cache.compare import distances, nearer
 from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, open_lab
 from benchmarks.cache.plot import draw
+from benchmarks.environment import Environment
 
 HOME, WORK = Path(__file__).parent, Path("runs/cache")
 PARTS = ("fidelity", "speed", "finalists")
@@ -145,8 +146,7 @@ def carry_out(asked: argparse.Namespace) -> None:
                 print(part, job[0].teacher, *(cell.variant for cell in job))
         return
     if asked.command == "run":
-        if not environment.is_inside():
-            environment.enter(sys.argv[1:])
+        Environment("cache").enter(sys.argv[1:])
         for part in parts:
             work.run(part, wanted(asked, work.sizes))
     work.compare()

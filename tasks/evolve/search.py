@@ -1,12 +1,14 @@
-"""Steady-state evolution of candidates that are within the bound, for least loss at least cost.
+"""Searches of candidates that are within the bound, for least loss at least cost: `search` and what its strategies share.
 
-TMPQ-DM's operators (arXiv 2404.09532, from AutoDiffusion, 2309.10438): uniform crossover and mutation of the best, and random
-candidates; NSGA-II's survival (Deb et al. 2002, by pymoo) instead of its top ten, since loss and cost both count. There are no
+`ours` is steady-state: TMPQ-DM's operators (arXiv 2404.09532, from AutoDiffusion, 2309.10438), that is uniform crossover and
+mutation of the best and random candidates; NSGA-II's survival (Deb et al. 2002, by pymoo), not its top ten, since loss and
+cost both count; and of several offspring the one is asked that a surrogate of the loss expects most of. There are no
 generations, so none waits for its slowest candidate: each is made from the results told so far.
+`random` is the same without parents. `tmpq_dm` is TMPQ-DM's evolution as published, in generations that wait.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,13 +16,17 @@ from pymoo.indicators.hv import HV
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from tasks.core.params import check_range
+from tasks.core.params import check_choice, check_range
+from tasks.evolve.surrogate import Surrogate, hypervolume_gains
 
+KINDS = ("ours", "tmpq_dm", "random")
 ATTEMPTS = 200  # at a candidate that was not asked before; in a small space none may be left
 
 
 class SearchSpace(Protocol):
     """What `search` asks of a space. Every candidate that it makes is within its bound on cost."""
+
+    bound: float
 
     def key(self, candidate) -> Hashable: ...
     def cost(self, candidate) -> float: ...
@@ -28,23 +34,33 @@ class SearchSpace(Protocol):
     def mutate(self, parent, probability: float, rng: np.random.Generator): ...
     def crossover(self, a, b, rng: np.random.Generator): ...
 
+    def features(self, candidate) -> np.ndarray:
+        """(d,) numbers that the logarithm of the loss is about linear in; asked for only where offspring > 1."""
+
+    def unbounded(self) -> "SearchSpace":
+        """The same without a bound: nothing is repaired. Asked for by tmpq_dm only."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How the next candidate is made; random = 1 is random search."""
+    """How the next candidate is made. tmpq_dm has the numbers that were published, none of these; random is random = 1."""
 
+    kind: str = "ours"    # ours | tmpq_dm | random
     population: int       # survivors
     top: int              # of them that become parents
     random: float         # share of candidates drawn at random
     crossover: float      # share made by crossover; the rest by mutation
     mutation: float       # probability of each gene to change
+    offspring: int = 1    # made for each one that is asked: the one that the surrogate expects most of
 
     def __post_init__(self):
+        check_choice("kind", self.kind, KINDS)
         check_range("population", self.population, 2, 10_000)
         check_range("top", self.top, 1, self.population)
         for name in ("random", "crossover", "mutation"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("random + crossover", self.random + self.crossover, 0, 1)
+        check_range("offspring", self.offspring, 1, 1000)
 
 
 @dataclass(frozen=True)
@@ -54,49 +70,143 @@ class Evaluation:
     loss: float | None    # None: its evaluation failed
 
 
-def search(space: SearchSpace, evaluate: Callable[[Iterable], Iterable[float | None]], rng: np.random.Generator, budget: int,
-           strategy: Strategy, seeds: Sequence = ()) -> list[Evaluation]:
+Evaluate = Callable[[Iterable], Iterable[float | None]]
+
+
+def search(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, budget: int, strategy: Strategy,
+           seeds: Sequence = ()) -> list[Evaluation]:
     """-> at most `budget` evaluations of distinct candidates, in the order asked; fewer when the space holds no more.
 
     evaluate: takes an iterable of candidates and yields their losses in the same order. Candidates are made while it runs, from
-    what it has yielded: the outcome depends on how far it looks ahead, and on nothing else. seeds: asked first.
+    what it has yielded: the outcome depends on how far it looks ahead, and on nothing else. tmpq_dm calls it once for every
+    generation, with a list. seeds: asked first.
     """
     seeds = list({space.key(seed): seed for seed in seeds}.values())
-    asked, keys, told, survivors = [], set(), [], []
+    if strategy.kind == "tmpq_dm":
+        return tmpq_dm(space, evaluate, rng, budget, seeds)
+    if strategy.kind == "random":
+        strategy = replace(strategy, random=1.0, crossover=0.0, offspring=1)
+    return steady_state(space, evaluate, rng, budget, strategy, seeds)
+
+
+def steady_state(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, budget: int, strategy: Strategy,
+                 seeds: Sequence) -> list[Evaluation]:
+    asked, told, survivors = [], [], []
+    keys = set(map(space.key, seeds))
+    guide = Guide(space) if strategy.offspring > 1 else None
 
     def ask() -> Iterator:
         for k in range(budget):
-            parents = [e.candidate for e in survivors[: strategy.top]] or seeds
-            candidate = seeds[k] if k < len(seeds) else fresh(space, parents, rng, strategy, keys)
+            candidate = seeds[k] if k < len(seeds) else fresh(space, brood, keys)
             if candidate is None:
                 return
             asked.append(candidate)
-            keys.add(space.key(candidate))
+            if guide:
+                guide.ask(candidate)
             yield candidate
+
+    def brood() -> list:
+        parents = [e.candidate for e in survivors[: strategy.top]] or seeds
+        made = offspring(space, parents, rng, strategy)
+        return guide.ranked(made, survivors) if guide and len(made) > 1 else made
 
     for k, loss in enumerate(evaluate(ask())):
         told.append(Evaluation(asked[k], space.cost(asked[k]), loss))
         survivors[:] = survive([*survivors, told[-1]], strategy.population)
+        if guide:
+            guide.tell(loss)
     return told
 
 
-def fresh(space: SearchSpace, parents: Sequence, rng: np.random.Generator, strategy: Strategy, asked: set[Hashable]):
-    """A candidate that was never asked, or None."""
-    for _ in range(ATTEMPTS):
-        candidate = offspring(space, parents, rng, strategy)
-        if space.key(candidate) not in asked:
-            return candidate
+def fresh(space: SearchSpace, make: Callable[[], Iterable], keys: set[Hashable], attempts: int = ATTEMPTS):
+    """The first of what `make` makes that is within the bound and whose key is not among `keys`, where it then is; or None."""
+    for _ in range(attempts):
+        for candidate in make():
+            if space.cost(candidate) <= space.bound and (key := space.key(candidate)) not in keys:
+                keys.add(key)
+                return candidate
     return None
 
 
-def offspring(space: SearchSpace, parents: Sequence, rng: np.random.Generator, strategy: Strategy):
+def offspring(space: SearchSpace, parents: Sequence, rng: np.random.Generator, strategy: Strategy) -> list:
+    """All of one kind; a random candidate comes alone: the surrogate learns most from what it would not have chosen."""
     kind = rng.random()
     if not parents or kind < strategy.random:
-        return space.sample(rng)
-    a, b = (parents[int(rng.integers(len(parents)))] for _ in range(2))
-    if kind < strategy.random + strategy.crossover:
-        return space.crossover(a, b, rng)
-    return space.mutate(a, strategy.mutation, rng)
+        return [space.sample(rng)]
+    made = []
+    for _ in range(strategy.offspring):
+        a, b = (parents[int(rng.integers(len(parents)))] for _ in range(2))
+        crossed = kind < strategy.random + strategy.crossover
+        made.append(space.crossover(a, b, rng) if crossed else space.mutate(a, strategy.mutation, rng))
+    return made
+
+
+class Guide:
+    """Ranks offspring by the hypervolume that they are expected to add to what was told and to what is being evaluated."""
+
+    def __init__(self, space: SearchSpace):
+        self.space, self.surrogate = space, Surrogate()
+        self.pending: list[tuple[float, np.ndarray]] = []  # cost and features of those asked and not told, in order
+
+    def ask(self, candidate) -> None:
+        self.pending.append((self.space.cost(candidate), self.space.features(candidate)))
+
+    def tell(self, loss: float | None) -> None:
+        _, features = self.pending.pop(0)
+        if loss is not None:
+            self.surrogate.tell(features, loss)
+
+    def ranked(self, candidates: list, survivors: Sequence[Evaluation]) -> list:
+        """Best first; as they came while too little was told."""
+        if not survivors or not self.surrogate.fit():
+            return candidates
+        points = np.array([(self.space.cost(c), loss) for c, loss in zip(candidates, self.losses(candidates), strict=True)])
+        known = [(e.cost, e.loss) for e in survivors]
+        corner = np.max(known, axis=0)
+        if self.pending:
+            costs, features = zip(*self.pending, strict=True)
+            known += zip(costs, self.surrogate.losses(np.stack(features)), strict=True)
+        gains = hypervolume_gains(points, np.array(known), corner)
+        return [candidates[i] for i in np.argsort(-gains, kind="stable")]
+
+    def losses(self, candidates: list) -> np.ndarray:
+        return self.surrogate.losses(np.stack([self.space.features(c) for c in candidates]))
+
+
+def tmpq_dm(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, budget: int, seeds: Sequence) -> list[Evaluation]:
+    """TMPQ-DM's evolution as its code has it: generations of 50; the ten of least loss so far are the only parents; 25 mutants
+    (p = 0.25 for each gene), 10 uniform crossovers, the rest random. What is beyond the bound, or was asked before, is thrown
+    away and tried again, ten times for each one wanted. Cost does not count below the bound.
+
+    The first generation: its seed (quadratic timesteps, 6 bits), 24 mutants of it (p = 0.1), 25 random candidates. The bit
+    vectors of those 25 come from a file that was never published; here they are random, and every one of `seeds` is a seed.
+    """
+    size, top, mutants, crossed, tries = 50, 10, 25, 10, 10
+    free, keys, told, best = space.unbounded(), set(map(space.key, seeds)), [], list(seeds)
+
+    def parent():
+        return best[int(rng.integers(len(best)))]
+
+    def some(wanted: int, make: Callable) -> Iterator:
+        """Up to `wanted` candidates from so many times as many tries."""
+        found = (fresh(space, lambda: [make()], keys, tries) for _ in range(wanted))
+        return (candidate for candidate in found if candidate is not None)
+
+    def refill(generation: list) -> list:
+        while len(generation) < size and (drawn := fresh(space, lambda: [free.sample(rng)], keys)) is not None:
+            generation.append(drawn)
+        return generation
+
+    generation = [*seeds, *(some(mutants - 1, lambda: free.mutate(parent(), 0.1, rng)) if seeds else ())]
+    while generation := refill(generation)[: budget - len(told)]:
+        losses = evaluate(generation)
+        told += [Evaluation(c, space.cost(c), loss) for c, loss in zip(generation, losses, strict=True)]
+        best = [e.candidate for e in sorted((e for e in told if e.loss is not None), key=lambda e: e.loss)[:top]]
+        generation = []
+        if best:
+            generation += some(mutants, lambda: free.mutate(parent(), 0.25, rng))
+            generation += some(crossed, lambda: free.crossover(parent(), parent(), rng))
+    return told
 
 
 def survive(evaluated: Sequence[Evaluation], population: int) -> list[Evaluation]:

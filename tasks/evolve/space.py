@@ -5,6 +5,8 @@ the activations of every layer, under a bound on BitOPs; here the number of step
 searched too. Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all are beyond it.
 """
 
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,7 @@ from tasks.core.recipe import Recipe
 from tasks.core.sampler import strictly_decreasing
 
 GROUPINGS = {"quadratic": 2.0, "uniform": 1.0}  # exponent of the groups' boundaries; "free" has no groups
+COURSE = 6  # places along the trajectory at which a surrogate sees the timestep
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,35 @@ class Space:
         check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
 
     def cost(self, candidate: Candidate) -> float:
-        return self.recipe_cost(self.recipe(candidate))
+        return self._cost(candidate)
+
+    @functools.cached_property
+    def _cost(self) -> Callable[[Candidate], float]:
+        """A candidate's cost is asked for where it is repaired, ranked, asked and told."""
+        return functools.lru_cache(maxsize=4096)(lambda candidate: self.recipe_cost(self.recipe(candidate)))
 
     def key(self, candidate: Candidate) -> str:
         """Equal for candidates of one recipe: two cache budgets may come to the same plan."""
         return digest(self.recipe(candidate).to_json())
+
+    def unbounded(self) -> "Space":
+        return replace(self, bound=float("inf"))
+
+    def features(self, candidate: Candidate) -> np.ndarray:
+        """(d,) what the logarithm of a loss is about linear in, for `Surrogate`.
+
+        A choice counts half of the next cheaper one, as the rounding error of a bit more. Genes with one menu also count
+        together, so that before a gene is known it is taken for one like the others.
+        """
+        damage = [2.0 ** -menu.index(gene) for menu, gene in zip(self.menus, candidate.genes, strict=True)]
+        alike = defaultdict(float)
+        for menu, part in zip(self.menus, damage, strict=True):
+            alike[menu] += part
+        steps, solver = len(candidate.timesteps), [candidate.solver == s for s in self.solvers]
+        places = np.linspace(0, steps, COURSE, endpoint=False)
+        course = np.interp(places, np.arange(steps + 1), [*candidate.timesteps, 0]) / self.horizon
+        return np.concatenate([damage, list(alike.values()), course, course**2, solver, np.divide(solver, steps),
+                               [np.log(steps), candidate.cache, candidate.weights == self.weights[0]]])
 
     def cheapest(self) -> Candidate:
         """The fewest steps, the cheapest choice of every gene, the largest cache budget."""

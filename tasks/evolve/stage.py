@@ -11,7 +11,7 @@ Left out: quality on the holdout and with fresh noise (fid judges that); the sea
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
     def evolve(space: Space, budget: int, label: str) -> list[Evaluation]:
         def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
-            return lab.distances(references, ((c.weights, space.recipe(c)) for c in asked), budget, label)
+            total = len(asked) if isinstance(asked, Sized) else budget  # a generation, or the whole search
+            return lab.distances(references, ((c.weights, space.recipe(c)) for c in asked), total, label)
         return search(space, evaluate, rng, budget, params.strategy, problem.seeds(space))
 
     told = evolve(space, params.evaluations, "evolve")

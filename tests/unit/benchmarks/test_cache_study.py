@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from benchmarks import results
-from benchmarks.cache import environment, plot, rules
+from benchmarks.cache import plot, rules
 from benchmarks.cache.arms import ARMS, OPPONENTS, OURS, PLANS, RULES, cells, finalists
 from benchmarks.cache.compare import at_share, distances, nearer
 from benchmarks.cache.work import Meter, counted_calls
+from benchmarks.environment import Environment
 from tasks.core.cost import layer_costs, macs
 from tasks.core.denoiser import Denoiser, build
 from tasks.core.recipe import CachePlan, Recipe
@@ -176,7 +177,7 @@ def test_every_teacher_and_setting_has_its_finalist():
 
 
 def test_opponents_are_pinned_exactly():
-    lines = [line for line in environment.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in Environment("cache").requirements.read_text().splitlines() if line and not line.startswith("#")]
     assert lines and all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
 
 

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.cache.arms import OPPONENTS, cells
 from benchmarks.claims import CLAIMS, GROUPS, at_least, at_most, main, table
 from benchmarks.results import write
+from benchmarks.search.curves import SEEDS, STRATEGIES
 from benchmarks.spine.measure import COLUMNS
 
 GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", "make_run_s"): 460,
@@ -145,3 +146,30 @@ def test_who_is_not_beaten_is_named(tmp_path):
 
     found = cache_study(tmp_path, change)
     assert "not mag (16)" in found["nearer_than_every_opponent"].measured
+
+
+# ---- search ----
+
+def search_study(root, reached=300, seeds=SEEDS):
+    """Opponents end at 0.5 after 1000 evaluations; ours has that after `reached`, in seed 1 at once."""
+    (root / "benchmarks" / "search").mkdir(parents=True)
+    rows = [{"teacher": "mnist_dit", "variant": f"efficiency.{strategy}", "seed": seed, "metric": f"hypervolume@{n}",
+             "protocol": "p", "value": 0.5 if n >= (reached if seed != 1 else 0) or strategy != "ours" else 0.4}
+            for seed in seeds for n in range(50, 1001, 50) for strategy in STRATEGIES]
+    write(root / "benchmarks" / "search" / "results.csv", rows)
+    return {c.name: c.check(root) for c in CLAIMS if c.group == "search"}
+
+
+@pytest.mark.parametrize("reached, falls", [(300, []), (350, ["efficiency_random"]), (500, ["efficiency_random"]),
+                                            (550, ["efficiency_random", "efficiency_tmpq", "efficiency_optuna"])])
+def test_the_seed_that_needs_most_decides(tmp_path, reached, falls):
+    found = search_study(tmp_path, reached)
+    assert [name for name in found if name.startswith("efficiency") and found[name].word == "falls short"] == falls
+
+
+def test_an_end_that_is_never_reached_falls_short(tmp_path):
+    assert search_study(tmp_path, 2000)["efficiency_optuna"].measured == "inf"
+
+
+def test_two_seeds_are_no_claim_of_three(tmp_path):
+    assert search_study(tmp_path, seeds=(0, 1))["efficiency_random"].word == "not measured"

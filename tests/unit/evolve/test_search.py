@@ -1,7 +1,7 @@
 """The search loop on a problem whose optimum is known, without images, models or workers."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -19,6 +19,7 @@ class Digits:
     """Ten digits 0..7; the loss is their distance to TARGET, the cost their sum."""
 
     digits: int = 8
+    bound: float = float("inf")
 
     def key(self, c):
         return c
@@ -34,6 +35,12 @@ class Digits:
 
     def crossover(self, a, b, rng):
         return tuple(x if rng.random() < 0.5 else y for x, y in zip(a, b, strict=True))
+
+    def features(self, c):
+        return np.eye(self.digits)[list(c)].ravel()
+
+    def unbounded(self):
+        return replace(self, bound=float("inf"))
 
 
 def loss(c):
@@ -128,3 +135,122 @@ def test_hypervolume_by_hand_and_by_pymoo():
 def test_strategy_names_the_bad_value():
     with pytest.raises(ValueError, match="random \\+ crossover: 1.4"):
         Strategy(population=20, top=8, random=0.7, crossover=0.7, mutation=0.1)
+
+
+# ---- the surrogate ----
+
+class Damage(Digits):
+    """Forty layers of 3 to 8 bits, some of them thirty times as sensitive as others; the cost is the sum of their bits."""
+
+    SENSITIVITY = np.geomspace(0.01, 0.3, 40)
+
+    def sample(self, rng):
+        return tuple(rng.integers(3, 9, size=40).tolist())
+
+    def mutate(self, parent, probability, rng):
+        return tuple(int(rng.integers(3, 9)) if rng.random() < probability else x for x in parent)
+
+    def features(self, c):
+        return 2.0 ** -np.array(c)
+
+
+def damage(candidates):
+    return (float(np.exp(8 * Damage.SENSITIVITY @ 2.0 ** -np.array(c))) for c in candidates)
+
+
+def test_a_surrogate_needs_fewer_evaluations():
+    """A third of them."""
+    def volume(budget, offspring, seed):
+        told = search(Damage(), damage, np.random.default_rng(seed), budget, replace(STRATEGY, offspring=offspring))
+        return hypervolume([e for e in told if e.loss < 30 and e.cost < 320], (320.0, 30.0))
+
+    assert all(volume(100, 16, seed) > volume(300, 1, seed) for seed in range(3))
+
+
+def test_with_a_surrogate_too_a_candidate_sees_only_results_that_far_back():
+    def altered(candidates):
+        return (value + 50 * (k == 60) for k, value in enumerate(evaluate(candidates, lookahead=6)))
+
+    strategy = replace(STRATEGY, offspring=8)
+    a, b = (search(Digits(), f, np.random.default_rng(1), 120, strategy) for f in (altered, evaluate_six))
+    same = [x.candidate == y.candidate for x, y in zip(a, b, strict=True)]
+    assert all(same[:66]) and not all(same)
+
+
+def evaluate_six(candidates):
+    return evaluate(candidates, lookahead=6)
+
+
+def test_failures_are_no_lesson_to_the_surrogate():
+    def fails(candidates):
+        return (None if k % 2 else value for k, value in enumerate(evaluate(candidates)))
+
+    told = search(Digits(), fails, np.random.default_rng(0), 120, replace(STRATEGY, offspring=8))
+    assert sum(e.loss is None for e in told) == 60 and least(told) <= 14
+
+
+# ---- the presets ----
+
+TMPQ_DM, RANDOM = (replace(STRATEGY, kind=kind) for kind in ("tmpq_dm", "random"))
+
+
+def generations(budget=170, space=None, seeds=((4,) * 10,), seed=0):
+    """TMPQ-DM's evolution: the evaluations and the sizes of its generations."""
+    sizes = []
+
+    def measured(candidates):
+        sizes.append(len(candidates))
+        return evaluate(candidates)
+
+    told = search(space or Digits(), measured, np.random.default_rng(seed), budget, TMPQ_DM, seeds)
+    return told, sizes
+
+
+def test_tmpq_dm_waits_for_generations_of_fifty():
+    told, sizes = generations()
+    assert sizes == [50, 50, 50, 20] and len({e.candidate for e in told}) == 170
+
+
+def test_tmpq_dm_begins_with_its_seed_and_mutants_of_it():
+    told, _ = generations(50)
+    near = [sum(x != 4 for x in e.candidate) for e in told]
+    assert near[0] == 0 and np.mean(near[1:25]) < 3 and np.mean(near[25:]) > 7  # p = 0.1 of 10 genes, 7 of 8 values differ
+
+
+def test_tmpq_dm_breeds_from_the_ten_of_least_loss():
+    told, _ = generations(100)
+    ten = sorted(told[:50], key=lambda e: e.loss)[:10]
+    crossed = [e.candidate for e in told[75:85]]
+    assert all(any(all(x in (a, b) for x, a, b in zip(child, p.candidate, q.candidate, strict=True))
+                   for p in ten for q in ten) for child in crossed)
+
+
+def test_tmpq_dm_throws_away_what_is_beyond_the_bound():
+    space = Digits(bound=30.0)
+    told, _ = generations(150, space, seeds=((2,) * 10,))
+    assert len(told) == 150 and all(e.cost <= 30 for e in told)
+
+
+def test_tmpq_dm_minds_the_loss_alone():
+    """Of equal losses neither is preferred for its cost: the best are at the target, not on the way to zero cost."""
+    told, _ = generations(1000)
+    assert least(told) <= 6 and np.mean([e.cost for e in told[-50:-15]]) > 25
+
+
+def test_tmpq_dm_ends_when_the_space_is_exhausted():
+    told, sizes = generations(300, Digits(digits=2), seeds=())
+    assert len(told) == 300 and sizes[0] == 50
+    told, _ = generations(300, Digits(digits=1), seeds=())
+    assert [e.candidate for e in told] == [(0,) * 10]
+
+
+def test_random_has_no_parents():
+    """Results cannot matter to it."""
+    told = [run(3, 80, replace(RANDOM, offspring=16, random=0.0)),
+            search(Digits(), lambda asked: (float(i) for i, _ in enumerate(asked)), np.random.default_rng(3), 80, RANDOM)]
+    assert [e.candidate for e in told[0]] == [e.candidate for e in told[1]]
+
+
+def test_strategy_names_an_unknown_kind():
+    with pytest.raises(ValueError, match="kind: 'tmpq' is not one of ours, tmpq_dm, random"):
+        replace(STRATEGY, kind="tmpq")

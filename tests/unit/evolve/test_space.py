@@ -90,3 +90,24 @@ def test_crossover_takes_every_gene_from_a_parent():
 def test_unknown_grouping_is_named():
     with pytest.raises(ValueError, match="grouping: 'quadratc'.*did you mean quadratic"):
         replace(SPACE, grouping="quadratc")
+
+
+def test_unbounded_repairs_nothing():
+    rng, seen = np.random.default_rng(0), SPACE.unbounded()
+    assert max(seen.cost(seen.sample(rng)) for _ in range(50)) > SPACE.bound
+
+
+def test_features_halve_from_choice_to_choice():
+    """Two candidates that differ in one gene differ in that gene's feature and in the sum over genes of its menu."""
+    a = Candidate((900, 500, 200, 10), ("w4", "w4", "w6", "w8", "w8", "w8"), 0.0, "ddim")
+    b = replace(a, genes=("w4", "w6", "w6", "w8", "w8", "w8"))
+    found = SPACE.features(a)
+    assert found[:6].tolist() == [1, 1, 0.5, 0.25, 0.25, 0.25] and found[6] == 3.25
+    assert np.flatnonzero(found - SPACE.features(b)).tolist() == [1, 6]
+
+
+def test_features_tell_lists_solvers_and_budgets_apart():
+    a = Candidate((900, 500, 200, 10), ("w4",) * 6, 0.0, "ddim")
+    others = [replace(a, timesteps=(900, 500, 200, 11)), replace(a, timesteps=(900, 500, 300, 200, 10)),
+              replace(a, solver="dpm2m"), replace(a, cache=0.5)]
+    assert all(not np.array_equal(SPACE.features(a), SPACE.features(other)) for other in others)

@@ -127,3 +127,13 @@ def test_a_torn_last_line_is_left_out_and_written_over(tmp_path):
 def test_params_name_the_bad_value(key, value):
     with pytest.raises(ValueError, match=key):
         replace(PARAMS, **{key: value})
+
+
+@pytest.mark.parametrize("change", [{"kind": "tmpq_dm"}, {"kind": "random"}, {"offspring": 4}])
+def test_every_strategy_stays_within_the_bound(first, folders, tmp_path, monkeypatch, change):
+    """More evaluations than the surrogate waits for."""
+    monkeypatch.chdir(first[0])  # the log is shared
+    strategy = replace(PARAMS.strategy, **change)
+    report = run(replace(PARAMS, evaluations=30, single_evaluations=2, strategy=strategy), folders, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert len(rows) == 30 == report.numbers["evaluations"] and all(row["cost"] <= 1 / 8 for row in rows)
