@@ -77,7 +77,7 @@ def from_values(space: Space, values: dict) -> Candidate:
     course = [(i + values[f"place{i}"]) ** 2 / most**2 * space.horizon for i in reversed(range(most))]
     timesteps = resize(strictly_decreasing(np.minimum(course, space.horizon - 1).astype(int)), values["steps"])
     genes = tuple(menu[values[f"gene{i}"]] for i, menu in enumerate(space.menus))
-    return Candidate(timesteps, genes, space.cache[0], values["solver"], space.weights[0])
+    return Candidate(timesteps, genes, space.cache[0], values["solver"], space.weights[0], space.reuse[0])
 
 
 def to_values(space: Space, candidate: Candidate) -> dict:

@@ -34,7 +34,7 @@ STUDENTS = {"unit": "student_unit.safetensors", "2:4": "student_2_4.safetensors"
 MASKS = {"unit": "masks_unit.safetensors", "2:4": "masks_2_4.safetensors"}  # the frozen ones, after training
 SEED_LEVELS = {"latency": (0.0,), "bitops": (0.6, 1.0), "size": (0.6, 1.0)}  # places in the menus: int8; w6a6, w8a8
 
-Planner = Callable[[tuple[int, ...], str, float], CachePlan | None]  # timesteps, solver, budget
+Planner = Callable[[tuple[int, ...], str, float, tuple[int, str]], CachePlan | None]  # timesteps, solver, budget, reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Problem:
     menus: tuple[tuple[str, ...], ...]
     plan: Planner
     cost: RecipeCost
-    limits: Mapping = field(default_factory=dict)  # arguments of Space: steps, grouping, solvers, cache
+    limits: Mapping = field(default_factory=dict)  # arguments of Space: steps, grouping, solvers, cache, reuse
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -86,14 +86,15 @@ class Problem:
         fewest, most = space.steps
         for steps in range(most, fewest - 1, -1):
             timesteps = space.timesteps or spaced_timesteps(self.teacher.schedule, steps, spacing)
-            candidate = Candidate(timesteps, genes, space.cache[0], solver, weights)
+            candidate = Candidate(timesteps, genes, space.cache[0], solver, weights, space.reuse[0])
             if space.cost(candidate) <= space.bound:
                 return candidate
         return None
 
 
 def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping: str, solvers: tuple[str, ...],
-                 cache_budgets: tuple[float, ...], max_masks: int, dense_steps: int, backend: str, batch: int) -> Problem:
+                 cache_budgets: tuple[float, ...], cache_masks: tuple[int, ...], dense_steps: int, backend: str,
+                 batch: int) -> Problem:
     teacher = load(inputs["pretrain_load"] / "teacher")
     grain = chosen_grain(inputs)
     layers = tuple(c.name for c in layer_costs(teacher) if quantisable(c))
@@ -102,9 +103,10 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
     return Problem(
         teacher=teacher, goal=goal, grain=grain, sparsity=sparsity_of(teacher, grain, inputs), layers=layers,
         base=tuple(read_json(inputs["cache_learn"] / "plan.json")["timesteps"]),
-        menus=precision_menus(goal.target, layers, times), plan=planner(inputs["cache_learn"], teacher, max_masks),
+        menus=precision_menus(goal.target, layers, times), plan=planner(inputs["cache_learn"], teacher),
         cost=cost_of(goal.target, teacher, dense, times),
-        limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets})
+        limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets,
+                "reuse": tuple(itertools.product(cache_masks, forecasts(inputs["cache_learn"])))})
 
 
 def chosen_grain(inputs: Inputs) -> str | None:
@@ -120,17 +122,23 @@ def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | 
     return {"grain": grain, "density": kept_shares(teacher.model, grain, {name: mask.bool() for name, mask in masks.items()})}
 
 
-def planner(folder: Path, teacher: Denoiser, max_masks: int) -> Planner:
+def forecasts(folder: Path) -> tuple[str, ...]:
+    """The one that cache_learn was asked for, and none."""
+    return tuple(dict.fromkeys((read_json(folder / "grid.json")["forecast"], "none")))
+
+
+def planner(folder: Path, teacher: Denoiser) -> Planner:
     """Cache plans for any timestep list from cache_learn's table of reuse errors."""
     errors, grid = np.load(folder / "errors.npy"), read_json(folder / "grid.json")
 
     @functools.lru_cache(maxsize=4096)
-    def plan(timesteps: tuple[int, ...], solver: str, budget: float) -> CachePlan | None:
+    def plan(timesteps: tuple[int, ...], solver: str, budget: float, reuse: tuple[int, str]) -> CachePlan | None:
         if budget == 0:
             return None
         weights = step_weights(teacher.schedule.config, timesteps, solver)
-        found = plan_from_errors(errors, grid["timesteps"], timesteps, grid["sublayers"], budget, max_masks, weights)
-        return replace(found, forecast=grid["forecast"])
+        masks, forecast = reuse
+        found = plan_from_errors(errors, grid["timesteps"], timesteps, grid["sublayers"], budget, masks, weights)
+        return replace(found, forecast=forecast)
 
     return plan
 
@@ -151,7 +159,7 @@ def to_recipe(candidate: Candidate, layers: Sequence[str], sparsity: Mapping | N
     precision = {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
     return Recipe(timesteps=candidate.timesteps, solver=candidate.solver, precision=precision,
                   sparsity=sparsity if candidate.weights == "student" else None,
-                  cache=plan(candidate.timesteps, candidate.solver, candidate.cache))
+                  cache=plan(candidate.timesteps, candidate.solver, candidate.cache, candidate.reuse))
 
 
 def check_feasible(goal: Goal, space: Space) -> None:

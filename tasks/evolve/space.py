@@ -28,6 +28,7 @@ class Candidate:
     cache: float                 # share of sublayer evaluations that the cache plan is to remove
     solver: str
     weights: str = "teacher"     # teacher | student, the one that distill left
+    reuse: tuple[int, str] = (4, "none")  # of the cache plan: most distinct step masks, forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Space:
     grouping: str = "quadratic"           # prior of random timestep lists: quadratic | uniform | free
     timesteps: tuple[int, ...] | None = None  # the only list there is, if it is not searched
     weights: tuple[str, ...] = ("teacher",)   # cheapest first; a student has to earn its place against the dense weights
+    reuse: tuple[tuple[int, str], ...] = ((4, "none"),)  # kinds of cache plans; which is the best for a list is found by trying
 
     def __post_init__(self):
         check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
@@ -74,25 +76,26 @@ class Space:
         alike = defaultdict(float)
         for menu, part in zip(self.menus, damage, strict=True):
             alike[menu] += part
+        kind = [candidate.cache * (candidate.reuse == reuse) for reuse in self.reuse]
         steps, solver = len(candidate.timesteps), [candidate.solver == s for s in self.solvers]
         places = np.linspace(0, steps, COURSE, endpoint=False)
         course = np.interp(places, np.arange(steps + 1), [*candidate.timesteps, 0]) / self.horizon
         return np.concatenate([damage, list(alike.values()), course, course**2, solver, np.divide(solver, steps),
-                               [np.log(steps), candidate.cache, candidate.weights == self.weights[0]]])
+                               kind, [np.log(steps), candidate.weights == self.weights[0]]])
 
     def cheapest(self) -> Candidate:
         """The fewest steps, the cheapest choice of every gene, the largest cache budget."""
         evenly = np.linspace(self.horizon - 1, 0, self.steps[0], endpoint=False).astype(int)
         timesteps = self.timesteps or strictly_decreasing(evenly)
         return Candidate(timesteps, tuple(menu[0] for menu in self.menus), self.cache[-1], self.solvers[0],
-                         self.weights[0])
+                         self.weights[0], self.reuse[0])
 
     def sample(self, rng: np.random.Generator) -> Candidate:
         """A random candidate, repaired."""
         steps = int(rng.integers(self.steps[0], self.steps[1] + 1))
         timesteps = self.timesteps or sample_timesteps(self.horizon, steps, self.grouping, rng)
         genes = tuple(choose(menu, rng) for menu in self.menus)
-        rest = choose(self.cache, rng), choose(self.solvers, rng), choose(self.weights, rng)
+        rest = choose(self.cache, rng), choose(self.solvers, rng), choose(self.weights, rng), choose(self.reuse, rng)
         return self.repair(Candidate(timesteps, genes, *rest), rng)
 
     def mutate(self, parent: Candidate, probability: float, rng: np.random.Generator) -> Candidate:
@@ -102,7 +105,8 @@ class Space:
 
         timesteps = self.timesteps or mutate_timesteps(parent.timesteps, self.horizon, self.steps, probability, rng)
         genes = tuple(map(maybe, self.menus, parent.genes))
-        rest = maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver), maybe(self.weights, parent.weights)
+        rest = (maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver), maybe(self.weights, parent.weights),
+                maybe(self.reuse, parent.reuse))
         return self.repair(Candidate(timesteps, genes, *rest), rng)
 
     def crossover(self, a: Candidate, b: Candidate, rng: np.random.Generator) -> Candidate:
@@ -111,7 +115,8 @@ class Space:
             return x if rng.random() < 0.5 else y
 
         timesteps, genes = cross_timesteps(a.timesteps, b.timesteps, rng), tuple(map(either, a.genes, b.genes))
-        rest = either(a.cache, b.cache), either(a.solver, b.solver), either(a.weights, b.weights)
+        rest = (either(a.cache, b.cache), either(a.solver, b.solver), either(a.weights, b.weights),
+                either(a.reuse, b.reuse))
         return self.repair(Candidate(timesteps, genes, *rest), rng)
 
     def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:

@@ -30,7 +30,7 @@ from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn")
 CURVE = 10  # points of the hypervolume over evaluations
-PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "max_masks", "dense_steps", "backend", "batch")  # of Params
+PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "cache_masks", "dense_steps", "backend", "batch")  # of Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Params:
     grouping: str                     # quadratic | uniform | free
     solvers: tuple[str, ...]
     cache_budgets: tuple[float, ...]  # shares of sublayer evaluations to remove
-    max_masks: int                    # distinct step masks of a cache plan
+    cache_masks: tuple[int, ...]      # limits on the distinct step masks of a cache plan
     dense_steps: int                  # NFE of the dense model that costs are compared to
     backend: str                      # of the profile's times
     batch: int
@@ -61,10 +61,13 @@ class Params:
             raise ValueError(f"steps: {list(self.steps)} is not [fewest, most] with 2 <= fewest <= most <= 1000")
         if not self.cache_budgets or list(self.cache_budgets) != sorted(set(self.cache_budgets)):
             raise ValueError(f"cache_budgets: {list(self.cache_budgets)} is not a rising list")
+        if not self.cache_masks:
+            raise ValueError("cache_masks: [] is empty; a plan needs a limit, 1 .. 8")
         for name, value, low, high in (("evaluations", self.evaluations, 1, 10**6), ("lookahead", self.lookahead, 1, 10_000),
                                        ("single_evaluations", self.single_evaluations, 1, 10**6),
                                        ("cache_budgets", self.cache_budgets[0], 0, 0.95),
-                                       ("cache_budgets", self.cache_budgets[-1], 0, 0.95), ("max_masks", self.max_masks, 1, 8),
+                                       ("cache_budgets", self.cache_budgets[-1], 0, 0.95),
+                                       *(("cache_masks", masks, 1, 8) for masks in self.cache_masks),
                                        ("dense_steps", self.dense_steps, 1, 1000), ("batch", self.batch, 1, 4096),
                                        ("timeout_s", self.timeout_s, 1, 10**6),
                                        ("distance_per_loss", self.distance_per_loss, 0, 10**6)):

@@ -111,3 +111,15 @@ def test_features_tell_lists_solvers_and_budgets_apart():
     others = [replace(a, timesteps=(900, 500, 200, 11)), replace(a, timesteps=(900, 500, 300, 200, 10)),
               replace(a, solver="dpm2m"), replace(a, cache=0.5)]
     assert all(not np.array_equal(SPACE.features(a), SPACE.features(other)) for other in others)
+
+
+def test_kinds_of_cache_plans_are_searched_and_told_apart():
+    kinds = ((2, "taylor"), (4, "none"))
+    space, rng = replace(SPACE, reuse=kinds), np.random.default_rng(0)
+    assert {space.sample(rng).reuse for _ in range(20)} == set(kinds)
+    a = replace(space.sample(rng), cache=0.5, reuse=kinds[0])
+    b = replace(a, reuse=kinds[1])
+    assert {space.mutate(a, 1.0, rng).reuse for _ in range(20)} == set(kinds)
+    assert {space.crossover(a, b, rng).reuse for _ in range(20)} == set(kinds)
+    assert not np.array_equal(space.features(a), space.features(b))
+    assert np.array_equal(space.features(replace(a, cache=0.0)), space.features(replace(b, cache=0.0)))  # nothing is reused
