@@ -5,7 +5,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ class Lab:
     log: EvaluationLog
     lookahead: int
     timeout_s: float
+    failures: dict[str, str] = field(default_factory=dict)  # key of an item -> why its evaluation failed
 
     def results(self, items: Iterable[tuple[str, Recipe]], label: str, summarise: Callable[[np.ndarray], float | list],
                 lookahead: int) -> Iterator[float | list | Failed]:
@@ -70,14 +71,18 @@ class Lab:
 
         def unknown() -> Iterator:
             for weights, recipe in items:
-                keys.append(digest([weights, recipe.to_json()]))
+                keys.append(key_of(weights, recipe))
                 yield Known(self.log.known[keys[-1]]) if keys[-1] in self.log.known else (weights, recipe)
 
-        for k, result in enumerate(self.cluster.map(self.make, unknown(), label, self.timeout_s, lookahead)):
+        def settle(k: int, result):  # as it arrives: a killed search loses what was being computed and nothing else
             if isinstance(result, np.ndarray):
                 result = summarise(result)
                 self.log.add(keys[k], result)
-            yield result
+            elif isinstance(result, Failed):
+                self.failures[keys[k]] = result.reason
+            return result
+
+        yield from self.cluster.map(self.make, unknown(), label, self.timeout_s, lookahead, settle)
 
     def references(self, schedule: denoiser.Schedule) -> tuple[np.ndarray, np.ndarray]:
         """Features of the dense teacher at 50 and at 100 steps. Raises ValueError when they cannot be had."""
@@ -88,13 +93,20 @@ class Lab:
         return tuple(map(np.asarray, found))
 
     def distances(self, references: tuple[np.ndarray, np.ndarray], items: Iterable[tuple[str, Recipe]], total: int,
-                  label: str) -> Iterator[float | None]:
-        """In the order of the items; None where the evaluation failed, which is said and not logged."""
+                  label: str, note: Callable[[], str] = str) -> Iterator[float | None]:
+        """In the order of the items; None where the evaluation failed, which is said, kept in `failures` and not logged.
+
+        note: what else there is to say on a line of progress.
+        """
         results = self.results(items, label, lambda found: distance(found, references), self.lookahead)
-        for result in track(results, total, label):
+        for result in track(results, total, label, note=note):
             if isinstance(result, Failed):
                 print(f"{label}: a candidate failed: {result.reason}", flush=True)
             yield None if isinstance(result, Failed) else result
+
+
+def key_of(weights: str, recipe: Recipe) -> str:
+    return digest([weights, recipe.to_json()])
 
 
 def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float) -> Lab:

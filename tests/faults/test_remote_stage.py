@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import json, sys
 from pathlib import Path
-from tasks.core import cluster
+from tasks.core import cluster, ray_run
 from tasks.core.artifacts import Inputs
 from tests.faults import remote
-cluster.SYNC_S = 0.5
+ray_run.SYNC_S = 0.5
 params = cluster.ClusterParams(**json.loads(sys.argv[1]))
 home = cluster.Cluster(params)
 out = Path("out")
