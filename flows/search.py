@@ -32,9 +32,9 @@ def search(scale: str | None = None, stage_timeout_h: float = STAGE_TIMEOUT_H) -
 
 def send(address: str, arguments: list[str]) -> int:
     """The search as a job of the cluster whose dashboard is at `address`. -> exit status."""
-    inside = validate_all()["cluster"]["address"]
+    inside = validate_all()["cluster"]["address"] or "null"
     if inside != "auto":
-        raise ValueError(f"{PARAMS_FILE}: cluster.address: {inside}, but a job runs inside of the cluster: write auto")
+        raise ValueError(f"{PARAMS_FILE}: cluster.address: {inside}, but a job runs inside of its cluster: write auto")
     if not freshness.has_remote():
         print("no DVC remote is configured (dvc remote add -d NAME URL): the job computes everything itself, and what it finds "
               "stays on the cluster", flush=True)

@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,16 +24,20 @@ from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, refe
 from tasks.runtime import cache, precision, solver
 
 CODE = (denoiser, quality, sampler, features, fitness, cache, precision, solver)  # what an evaluation runs through
+SYNC_S = 1.0  # between two syncs of the log
 
 
 class EvaluationLog:
-    """Digest of an item -> its result, one JSON line each, appended and synced.
+    """Digest of an item -> its result, one JSON line each, appended at once and synced to the disk every SYNC_S at most.
+
+    So no kill of a process loses an evaluation, and a power cut those of a second: to wait 12 ms for a disk each time would be
+    most of what an evaluation costs its driver.
 
     A kill may tear the last line: it is left out when the file is read, and cut off.
     """
 
     def __init__(self, path: Path):
-        self.path, self.known = path, {}
+        self.path, self.known, self.synced = path, {}, float("-inf")
         if path.exists():
             whole = path.read_bytes().rpartition(b"\n")[0]
             self.known = dict(json.loads(line) for line in whole.splitlines())
@@ -46,7 +51,9 @@ class EvaluationLog:
             try:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
+                if time.monotonic() - self.synced > SYNC_S:
+                    os.fsync(file.fileno())
+                    self.synced = time.monotonic()
             except OSError as error:  # the search knows the result all the same; half a line would spoil the next one
                 file.truncate(whole)
                 print(f"warning: {disk.describe(error, self.path)}; going on, after a kill this evaluation is done again",

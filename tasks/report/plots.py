@@ -254,7 +254,7 @@ def parallel(scales: Sequence[Scale], front: np.ndarray, chosen: int | None) -> 
     ships, if it is among them."""
     def draw(axes: Axes) -> None:
         places = np.stack([scale.places for scale in scales])  # (axes, n) in 0..1
-        for members, colour, width in ((~front, "faint", 0.8), (front, "blue", 1.6)):
+        for members, colour, width in ((~front, "line", 0.8), (front, "blue", 1.6)):
             axes.plot(places[:, members], color=COLOURS[colour], linewidth=width)
         if chosen is not None:
             axes.plot(places[:, chosen], color=COLOURS["orange"], linewidth=2.4)

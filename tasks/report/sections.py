@@ -83,11 +83,12 @@ def searched(evolve: Path, target: str) -> list[Plot]:
     shipped = read_json(evolve / "recipe.json")
     chosen = next((i for i, recipe in enumerate(table["recipe"]) if recipe == shipped), None)
     growth = read_json(REPORTS / "evolve.json")["hypervolume"]
-    keys = (("orange", "compressed"), ("blue", "front"), ("faint", "the others"))
+    keys = (("orange", "compressed"), ("blue", "front"), ("line", "the others"))
     return [Plot(title="The search", svg=plots.search(cost, distance, on_front, growth, COSTS[target]),
-                 text=f"Every candidate that was evaluated: its {COSTS[target]}, and the distance of its images to dense's, 1 "
-                      "being what twice dense's steps change. Those that no other beats in both are the front. Hypervolume is "
-                      "the share that the front dominates of the box up to the dearest and the farthest candidate."),
+                 text=f"Every candidate that was evaluated, by its cost ({COSTS[target]}) and by the distance of its images to "
+                      "dense's, 1 being what twice dense's steps change. Those that no other beats in both are the front. "
+                      "Hypervolume is the share that the front dominates of the box up to the dearest and the farthest "
+                      "candidate."),
             Plot(title="What the front is made of", svg=plots.parallel(scales_of(table, target), on_front, chosen),
                  text="One line per candidate across its genes, its cost and its distance (on a logarithmic axis). Every layer "
                       "whose precision is searched counts once.",
@@ -98,7 +99,7 @@ def scales_of(table, target: str) -> list[plots.Scale]:
     """On a CPU precision is one of three classes, else bits of weights and of activations."""
     precision = [("int8 layers", "int8_share", share)] if target == "latency" else \
         [("mean W bits", "w_bits", significant), ("mean A bits", "a_bits", significant)]
-    shown = [("steps", "steps", significant), *precision, ("cache removed", "removed_share", share),
+    shown = [("steps", "steps", "{:.0f}".format), *precision, ("cache removed", "removed_share", share),
              (COSTS[target], "cost", significant), ("distance", "distance", significant)]
     return [plots.Scale(name=name, values=table[column].to_numpy(float), show=show, log=column == "distance")
             for name, column, show in shown]

@@ -12,15 +12,26 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "7" * 64
+STARTS = 3  # Ray gives a node 30 s to start, and a busy machine more than once
 
 
 class Raylet:
     """`ray start --block` with one CPU, and all that it started."""
 
     def __init__(self, *arguments: str, room: Path, environment: dict[str, str]):
-        ray = Path(sys.executable).parent / "ray"
-        self.process = subprocess.Popen([ray, "start", "--block", "--num-cpus=1", *arguments], env=environment, cwd=room,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.command = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1", *arguments]
+        self.room, self.environment, self.log = room, environment, room / "ray.log"
+        for _ in range(STARTS):
+            self.start()
+            until(lambda: self.process.poll() is not None or "Ray runtime started" in self.log.read_text(), "ray start")
+            if self.process.poll() is None:
+                return
+        raise AssertionError(self.log.read_text())
+
+    def start(self) -> None:
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.command, env=self.environment, cwd=self.room, stdout=log,
+                                            stderr=subprocess.STDOUT)
 
     def tree(self) -> list[psutil.Process]:
         try:
@@ -56,13 +67,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
-
-
-def until(happened: Callable[[], bool], what: str, timeout_s: float = 180.0) -> None:
+def until(happened: Callable[[], bool], what: str, timeout_s: float = 600.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for this: {what}"

@@ -29,14 +29,14 @@ def undisturbed(tmp_path_factory):
 
 
 def begin(head: str, room: Path, mishap: str = "none") -> subprocess.Popen:
-    params = json.dumps(asdict(replace(SERIAL, address=head, workers=WORKERS, connect_timeout_s=120.0)))
+    params = json.dumps(asdict(replace(SERIAL, address=head, workers=WORKERS, connect_timeout_s=300.0)))
     command = [sys.executable, "-m", "tests.faults.drill", params, str(room), mishap]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(driver: subprocess.Popen, room: Path) -> tuple[dict, str]:
     """-> what it found, and what it printed."""
-    printed, _ = driver.communicate(timeout=300)
+    printed, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, printed
     return json.loads((room / "front.json").read_text()), printed
 
@@ -48,8 +48,9 @@ def begun_by(room: Path) -> list[int]:
     return [int(line.split()[2]) for line in lines if line.startswith("begins")]
 
 
-def has_begun(room: Path) -> None:
-    until(lambda: len(calls(room, "ends")) >= ENOUGH, f"{ENOUGH} evaluations")
+def has_begun(driver: subprocess.Popen, room: Path) -> None:
+    until(lambda: len(calls(room, "ends")) >= ENOUGH or driver.poll() is not None, f"{ENOUGH} evaluations")
+    assert driver.poll() is None, driver.stdout.read()
 
 
 def paid_twice(room: Path) -> int:
@@ -65,7 +66,7 @@ def check_log(room: Path, failed: int = 0) -> None:
 
 def test_a_worker_is_killed(head, node, undisturbed, tmp_path):
     driver = begin(head, tmp_path)
-    has_begun(tmp_path)
+    has_begun(driver, tmp_path)
     os.kill(begun_by(tmp_path)[-1], signal.SIGKILL)
     found, printed = end(driver, tmp_path)
     assert "died (" in printed and found == undisturbed
@@ -75,7 +76,7 @@ def test_a_worker_is_killed(head, node, undisturbed, tmp_path):
 
 def test_a_node_is_killed(head, node, undisturbed, tmp_path):
     driver = begin(head, tmp_path)
-    has_begun(tmp_path)
+    has_begun(driver, tmp_path)
     until(lambda: begun_by(tmp_path)[-1] in {process.pid for process in node.tree()}, "the node has an evaluation")
     node.kill()
     found, printed = end(driver, tmp_path)
@@ -86,7 +87,7 @@ def test_a_node_is_killed(head, node, undisturbed, tmp_path):
 
 def test_the_driver_is_killed(head, node, undisturbed, tmp_path):
     driver = begin(head, tmp_path)
-    has_begun(tmp_path)
+    has_begun(driver, tmp_path)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL and not (tmp_path / "front.json").exists()
     found, _ = end(begin(head, tmp_path), tmp_path)

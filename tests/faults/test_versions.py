@@ -10,7 +10,7 @@ from importlib.metadata import version
 import pytest
 
 from tasks.core.serial import check_versions, mismatch, versions
-from tests.faults.raylets import ROOT, environment, until
+from tests.faults.raylets import ROOT, environment
 from tests.faults.test_cluster_faults import SERIAL
 
 OTHER = "9.9.9"
@@ -31,9 +31,9 @@ except ValueError as error:
 
 def connect(head: str, when: str) -> str:
     """-> the last line of a driver that maps over two workers. when: late, if the node came after the address was tried."""
-    params = json.dumps(asdict(replace(SERIAL, address=head, workers=2, connect_timeout_s=120.0)))
+    params = json.dumps(asdict(replace(SERIAL, address=head, workers=2, connect_timeout_s=300.0)))
     done = subprocess.run([sys.executable, "-c", CONNECT, params, when], cwd=ROOT, env=environment(), capture_output=True,
-                          text=True, check=False, timeout=300)
+                          text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -43,8 +43,7 @@ def test_a_node_with_another_torch_is_named(head, start_node, tmp_path):
     said = tmp_path / f"torch-{OTHER}.dist-info"
     said.mkdir()
     (said / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {OTHER}\n")
-    node = start_node(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
-    until(lambda: any("raylet" in process.name() for process in node.tree()), "the node's raylet")
+    start_node(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     line = f"has torch {OTHER} instead of {version('torch')}; constraints.txt is to be installed there, too"
     for when in ("early", "late"):
         refused = connect(head, when)
