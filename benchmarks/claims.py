@@ -318,6 +318,36 @@ def efficiency_optuna(root: Path) -> Outcome:
     return fewer_evaluations(root, "optuna", 1 / 2)
 
 
+def scale(root: Path, metric: str) -> list[float]:
+    """Of benchmarks/search/SCALE.md."""
+    return values([row for row in study(root, "search") if row["variant"].startswith("scale.")], metric)
+
+
+@claim("search")
+def workers_busy(root: Path) -> Outcome:
+    """64 workers, evaluations that sleep 0.25 s."""
+    return at_least(0.95, scale(root, "workers_busy"))
+
+
+@claim("search")
+def driver_time(root: Path) -> Outcome:
+    """There: what an evaluation takes of the driver's time, asking and logging included."""
+    return at_most(3, scale(root, "driver_ms"), " ms")
+
+
+@claim("search")
+def log_growth(root: Path) -> Outcome:
+    """Time and memory of 100,000 logged evaluations and of reading their log, over ten times those of 10,000: the worst."""
+    found = [scale(root, f"growth_{name}") for name in ("search_s", "search_mib", "read_s", "read_mib")]
+    return at_most(1.1, [max(one) for one in found] if all(found) else [], "x")
+
+
+@claim("search")
+def two_workers(root: Path) -> Outcome:
+    """What a second worker brings, over what a second process of matrix products brings in the same run."""
+    return at_least(0.9, scale(root, "gain_share"))
+
+
 # ---- the command ----
 
 def table(claims: list[Claim], root: Path) -> tuple[str, bool]:

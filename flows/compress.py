@@ -22,6 +22,7 @@ from flows.screen import take_over
 from flows.stages import SUMMARY, run_stages, say
 from tasks.core import disk, machine
 from tasks.core.artifacts import RUNS
+from tasks.core.cluster import Cluster
 from tasks.core.params import PARAMS_FILE, SCALES, check_choice, validate_all
 
 STAGE_TIMEOUT_H = 12.0
@@ -57,6 +58,7 @@ def prepare(scale: str | None = None, until: str | None = None) -> Plan:
     stale = freshness.to_run(stages)
     if stale:
         freshness.check_space()
+        Cluster.from_params(params["cluster"]).check()
     return Plan(params["scale"], stages, stale)
 
 

@@ -1,6 +1,8 @@
 """What DVC knows: the DAG, and which stages are stale. Asked in this process, once per run."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import networkx as nx
@@ -87,3 +89,10 @@ def check_paths(params: dict) -> None:
 def has_remote() -> bool:
     with Repo(".") as repo:
         return bool(repo.config["core"].get("remote"))
+
+
+def exchange(*command: str) -> None:
+    """`dvc push ...` or `dvc pull ...`. Raises RuntimeError with DVC's last word."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"dvc {command[0]}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")

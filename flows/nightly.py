@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -70,9 +69,7 @@ def push_if_remote() -> None:
     if not freshness.has_remote():
         say("no DVC remote is configured (dvc remote add -d NAME URL): artifacts stay on this machine")
         return
-    pushed = subprocess.run([sys.executable, "-m", "dvc", "push", "--run-cache"], capture_output=True, text=True, check=False)
-    if pushed.returncode:
-        raise RuntimeError(f"dvc push: {(pushed.stderr.strip() or pushed.stdout.strip()).splitlines()[-1]}")
+    freshness.exchange("push", "--run-cache")
     say("pushed to the DVC remote")
 
 

@@ -1,11 +1,17 @@
 """What one worker does, and the loop that needs none. A worker imports this file alone: it stays light."""
 
 import contextlib
+import importlib.metadata
 import itertools
+import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+PACKAGES = ("ray", "torch", "diffusers", "numpy")  # other versions may change a result, or what travels between nodes
+
+Settle = Callable[[int, Any], Any]  # (place in the order, result) -> what is kept of it
 
 
 @dataclass(frozen=True)
@@ -22,17 +28,17 @@ class Known:
     value: Any
 
 
-def map_here(build: Callable[[], Callable], items: Iterable, lookahead: int, threads: int) -> Iterator:
-    source = iter(items)
+def map_here(build: Callable[[], Callable], items: Iterable, lookahead: int, threads: int, settle: Settle | None) -> Iterator:
+    source = enumerate(items)
     window = deque(itertools.islice(source, lookahead))
     while window:
-        item = window.popleft()
+        index, item = window.popleft()
         if isinstance(item, Known):
             yield item.value
         else:
             with torch_threads(threads):
                 result = attempt(build(), item)
-            yield result
+            yield settle(index, result) if settle else result
         window.extend(itertools.islice(source, 1))
 
 
@@ -58,8 +64,36 @@ def attempt(f: Callable, item: Any) -> Any:
 class Worker:
     """The body of an actor."""
 
+    def check(self, wanted: Mapping[str, str]) -> None:
+        check_versions(wanted)
+
     def start(self, make: Callable[[], Callable]) -> None:
         self.apply = make()
 
     def call(self, item: Any) -> Any:
         return attempt(self.apply, item)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of PACKAGES, as they are installed here."""
+    return {"python": platform.python_version(), **{package: installed(package) for package in PACKAGES}}
+
+
+def installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def mismatch(node: str, found: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """One line that names the node, the packages and both versions of each; None where all agree."""
+    other = [f"{package} {found[package]} instead of {version}" for package, version in wanted.items()
+             if found[package] != version]
+    return f"cluster: node {node} has {', '.join(other)}; constraints.txt is to be installed there, too" if other else None
+
+
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """wanted: the driver's `versions()`. Raises ValueError where this process has others."""
+    if said := mismatch(platform.node(), versions(), wanted):
+        raise ValueError(said)

@@ -4,8 +4,9 @@ import errno
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,20 @@ from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, refe
 from tasks.runtime import cache, precision, solver
 
 CODE = (denoiser, quality, sampler, features, fitness, cache, precision, solver)  # what an evaluation runs through
+SYNC_S = 1.0  # between two syncs of the log
 
 
 class EvaluationLog:
-    """Digest of an item -> its result, one JSON line each, appended and synced.
+    """Digest of an item -> its result, one JSON line each, appended at once and synced to the disk every SYNC_S at most.
+
+    So no kill of a process loses an evaluation, and a power cut those of a second: to wait 12 ms for a disk each time would be
+    most of what an evaluation costs its driver.
 
     A kill may tear the last line: it is left out when the file is read, and cut off.
     """
 
     def __init__(self, path: Path):
-        self.path, self.known = path, {}
+        self.path, self.known, self.synced = path, {}, float("-inf")
         if path.exists():
             whole = path.read_bytes().rpartition(b"\n")[0]
             self.known = dict(json.loads(line) for line in whole.splitlines())
@@ -46,7 +51,9 @@ class EvaluationLog:
             try:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
+                if time.monotonic() - self.synced > SYNC_S:
+                    os.fsync(file.fileno())
+                    self.synced = time.monotonic()
             except OSError as error:  # the search knows the result all the same; half a line would spoil the next one
                 file.truncate(whole)
                 print(f"warning: {disk.describe(error, self.path)}; going on, after a kill this evaluation is done again",
@@ -62,6 +69,7 @@ class Lab:
     log: EvaluationLog
     lookahead: int
     timeout_s: float
+    failures: dict[str, str] = field(default_factory=dict)  # key of an item -> why its evaluation failed
 
     def results(self, items: Iterable[tuple[str, Recipe]], label: str, summarise: Callable[[np.ndarray], float | list],
                 lookahead: int) -> Iterator[float | list | Failed]:
@@ -70,14 +78,18 @@ class Lab:
 
         def unknown() -> Iterator:
             for weights, recipe in items:
-                keys.append(digest([weights, recipe.to_json()]))
+                keys.append(key_of(weights, recipe))
                 yield Known(self.log.known[keys[-1]]) if keys[-1] in self.log.known else (weights, recipe)
 
-        for k, result in enumerate(self.cluster.map(self.make, unknown(), label, self.timeout_s, lookahead)):
+        def settle(k: int, result):  # as it arrives: a killed search loses what was being computed and nothing else
             if isinstance(result, np.ndarray):
                 result = summarise(result)
                 self.log.add(keys[k], result)
-            yield result
+            elif isinstance(result, Failed):
+                self.failures[keys[k]] = result.reason
+            return result
+
+        yield from self.cluster.map(self.make, unknown(), label, self.timeout_s, lookahead, settle)
 
     def references(self, schedule: denoiser.Schedule) -> tuple[np.ndarray, np.ndarray]:
         """Features of the dense teacher at 50 and at 100 steps. Raises ValueError when they cannot be had."""
@@ -88,13 +100,20 @@ class Lab:
         return tuple(map(np.asarray, found))
 
     def distances(self, references: tuple[np.ndarray, np.ndarray], items: Iterable[tuple[str, Recipe]], total: int,
-                  label: str) -> Iterator[float | None]:
-        """In the order of the items; None where the evaluation failed, which is said and not logged."""
+                  label: str, note: Callable[[], str] = str) -> Iterator[float | None]:
+        """In the order of the items; None where the evaluation failed, which is said, kept in `failures` and not logged.
+
+        note: what else there is to say on a line of progress.
+        """
         results = self.results(items, label, lambda found: distance(found, references), self.lookahead)
-        for result in track(results, total, label):
+        for result in track(results, total, label, note=note):
             if isinstance(result, Failed):
                 print(f"{label}: a candidate failed: {result.reason}", flush=True)
             yield None if isinstance(result, Failed) else result
+
+
+def key_of(weights: str, recipe: Recipe) -> str:
+    return digest([weights, recipe.to_json()])
 
 
 def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float) -> Lab:

@@ -11,7 +11,7 @@ Left out: quality on the holdout and with fresh noise (fid judges that); the sea
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.quality import paired_distance
 from tasks.evolve.costs import bound_of
 from tasks.evolve.fitness import Protocol
-from tasks.evolve.lab import open_lab
+from tasks.evolve.lab import key_of, open_lab
 from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
 from tasks.evolve.space import GROUPINGS, Candidate, Space
+from tasks.evolve.standing import Standing
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn")
@@ -87,9 +88,13 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     rng = np.random.default_rng(params.seed)
 
     def evolve(space: Space, budget: int, label: str) -> list[Evaluation]:
+        standing = Standing(space.cost)
+
         def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
             total = len(asked) if isinstance(asked, Sized) else budget  # a generation, or the whole search
-            return lab.distances(references, ((c.weights, space.recipe(c)) for c in asked), total, label)
+            items = ((c.weights, space.recipe(c)) for c in standing.asked(asked))
+            return standing.told(lab.distances(references, items, total, label, standing.line))
+
         return search(space, evaluate, rng, budget, params.strategy, problem.seeds(space))
 
     told = evolve(space, params.evaluations, "evolve")
@@ -102,7 +107,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     write_json(out / "recipe.json", space.recipe(best.candidate).to_json())
     write_json(out / "single.json", {name: within.recipe(e.candidate).to_json() for name, (within, e) in single.items()})
     write_front(out / "pareto.csv", space, pareto_front(told))
-    write_evaluations(out / "evaluations.jsonl", space, told)
+    write_evaluations(out / "evaluations.jsonl", space, told, lab.failures)
     return Report({
         "evaluations": len(told), "failed": sum(e.loss is None for e in told), "grain": problem.grain,
         "unit": paired_distance(*references), "best": facts(space, best), "hypervolume": growth(told),
@@ -155,9 +160,15 @@ def write_front(path: Path, space: Space, front: Sequence[Evaluation]) -> None:
             writer.writerow([*row.values(), counts])
 
 
-def write_evaluations(path: Path, space: Space, told: Sequence[Evaluation]) -> None:
-    """One JSON line each, by rising cost, then distance; `asked` is its place in the search."""
-    rows = [{"asked": k, "cost": e.cost, "distance": e.loss, "recipe": space.recipe(e.candidate).to_json()}
-            for k, e in enumerate(told)]
+def write_evaluations(path: Path, space: Space, told: Sequence[Evaluation], failures: Mapping[str, str]) -> None:
+    """One JSON line each, by rising cost; `asked` is its place in the search, `failed` why it has no distance.
+
+    `tasks.evolve.table.read_evaluations` makes a DataFrame of it.
+    """
+    rows = []
+    for k, e in enumerate(told):
+        recipe = space.recipe(e.candidate)
+        failed = {"failed": failures[key_of(e.candidate.weights, recipe)]} if e.loss is None else {}
+        rows.append({"asked": k, "cost": e.cost, "distance": e.loss, "recipe": recipe.to_json(), **failed})
     rows.sort(key=lambda row: (row["cost"], row["asked"]))
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

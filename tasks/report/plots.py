@@ -42,6 +42,28 @@ class Point:
     kind: str = ""   # of a dull point: its precision
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """One axis of parallel coordinates."""
+
+    name: str
+    values: np.ndarray              # (n,)
+    show: Callable[[float], str]
+    log: bool = False
+
+    @property
+    def spread(self) -> bool:
+        return bool(self.values.max() > self.values.min())
+
+    @property
+    def places(self) -> np.ndarray:
+        """Of the values between the least, 0, and the greatest, 1; all in the middle where they are equal."""
+        if not self.spread:
+            return np.full(len(self.values), 0.5)
+        along = np.log(self.values) if self.log else self.values
+        return (along - along.min()) / (along.max() - along.min())
+
+
 def drawn(draw: Callable[..., None], title: str, size: tuple[float, float], **subplots) -> str:
     """`draw(axes)` on a new figure -> SVG. size: inches; title: what a screen reader says."""
     from matplotlib import rc_context
@@ -203,6 +225,53 @@ def layers(names: Sequence[str], density: Sequence[float], bits: Sequence[tuple[
 
     return drawn(draw, "kept share of the weights and bits of every layer", size=(max(WIDTH, 0.17 * len(names)), 4.8),
                  nrows=2, sharex=True)
+
+
+# ---- the search ----
+
+def search(cost: np.ndarray, distance: np.ndarray, front: np.ndarray, growth: Sequence[tuple[float, float]],
+           cost_name: str) -> str:
+    """All that was evaluated, its front, and how that grew. cost, distance: (n,); front: (n,) bool; growth: pairs (evaluations,
+    hypervolume); cost_name: what the horizontal axis counts."""
+    def draw(panels: np.ndarray) -> None:
+        order = np.flatnonzero(front)[np.argsort(cost[front])]
+        panels[0].plot(cost[~front], distance[~front], "o", color=COLOURS["muted"], markerfacecolor="none", markersize=4,
+                       label="evaluated")
+        panels[0].step(cost[order], distance[order], where="post", color=COLOURS["blue"], marker="o", markersize=5,
+                       label="front")
+        panels[0].set(yscale="log", xlabel=f"{cost_name}; further left is cheaper", ylabel="distance to dense; lower is nearer")
+        panels[0].legend(loc="lower left", bbox_to_anchor=(-0.03, 0.99), ncols=2, handletextpad=0.2, columnspacing=1,
+                         borderpad=0.2)
+        panels[1].plot(*zip(*growth, strict=True), color=COLOURS["blue"], marker="o", markersize=4)
+        panels[1].set(xlabel="evaluations", ylabel="hypervolume", ylim=(0, 1))
+        plain_ticks(panels[0].yaxis)
+
+    return drawn(draw, "distance against cost of every candidate, and hypervolume over evaluations", size=(WIDTH, 3.6), ncols=2)
+
+
+def parallel(scales: Sequence[Scale], front: np.ndarray, chosen: int | None) -> str:
+    """Parallel coordinates, one line per candidate. front: (n,) bool, drawn above the others; chosen: index of the one that
+    ships, if it is among them."""
+    def draw(axes: Axes) -> None:
+        places = np.stack([scale.places for scale in scales])  # (axes, n) in 0..1
+        for members, colour, width in ((~front, "line", 0.8), (front, "blue", 1.6)):
+            axes.plot(places[:, members], color=COLOURS[colour], linewidth=width)
+        if chosen is not None:
+            axes.plot(places[:, chosen], color=COLOURS["orange"], linewidth=2.4)
+        for i, scale in enumerate(scales):
+            axes.axvline(i, color=COLOURS["line"], linewidth=0.8, zorder=0)
+            low, high = scale.values.min(), scale.values.max()
+            for at, value, up in ((0.0, low, -1), (1.0, high, 1)) if scale.spread else ((0.5, low, -1),):
+                axes.annotate(scale.show(value), (i, at), (0, 5 * up), textcoords="offset points", ha="center",
+                              va="bottom" if up > 0 else "top", fontsize=8, color=COLOURS["muted"])
+        axes.set_xticks(range(len(scales)), [scale.name for scale in scales])
+        axes.set(yticks=(), ylim=(-0.12, 1.12), xlim=(-0.4, len(scales) - 0.6))
+        axes.grid(False)
+        axes.tick_params(length=0, labelcolor=COLOURS["ink"])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+
+    return drawn(draw, "the candidates on parallel axes", size=(WIDTH, 3.4))
 
 
 # ---- training ----

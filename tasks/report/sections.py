@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.core.artifacts import Inputs, read_json
+from tasks.core.artifacts import REPORTS, Inputs, read_json
 from tasks.core.recipe import Recipe, bits
+from tasks.evolve.table import read_evaluations
 from tasks.report import plots
 from tasks.report.page import Plot
 from tasks.report.results import Row, fid_key
-from tasks.report.table import significant
+from tasks.report.table import share, significant
 
 SHEETS = ("dense", "compressed", "dull_best")
+COSTS = {"latency": "time, share of dense's", "bitops": "BitOPs, share of dense's", "size": "bytes of weights"}
 
 
 # ---- images ----
@@ -39,8 +41,10 @@ def sheet_note(row: Row, rows: dict[str, Row]) -> str:
 
 # ---- plots ----
 
-def all_plots(rows: dict[str, Row], setting: tuple[str, int], inputs: Inputs) -> list[Plot]:
-    found = [front(rows, setting, inputs["fid"]), cache(inputs["package"]), layers(inputs), curves(inputs)]
+def all_plots(rows: dict[str, Row], setting: tuple[str, int], inputs: Inputs, target: str) -> list[Plot]:
+    """target: of the goal."""
+    found = [front(rows, setting, inputs["fid"]), *searched(inputs["evolve"], target), cache(inputs["package"]), layers(inputs),
+             curves(inputs)]
     return [plot for plot in found if plot is not None]
 
 
@@ -68,6 +72,37 @@ def read_dull(path: Path, measured: float) -> list[plots.Point]:
     factor = measured / next(float(row["images_per_s"]) for row in rows if row["best"] == "True")
     return [plots.Point(name="dull_best" if row["best"] == "True" else row["name"], kind=row["precision"],
                         images_per_s=factor * float(row["images_per_s"]), distance=float(row["kid_above"])) for row in rows]
+
+
+def searched(evolve: Path, target: str) -> list[Plot]:
+    """What the search evaluated; its front beside all others."""
+    if not (evolve / "evaluations.jsonl").exists():
+        return []
+    table = read_evaluations(evolve / "evaluations.jsonl").dropna(subset="distance").reset_index(drop=True)
+    cost, distance, on_front = (table[name].to_numpy() for name in ("cost", "distance", "on_front"))
+    shipped = read_json(evolve / "recipe.json")
+    chosen = next((i for i, recipe in enumerate(table["recipe"]) if recipe == shipped), None)
+    growth = read_json(REPORTS / "evolve.json")["hypervolume"]
+    keys = (("orange", "compressed"), ("blue", "front"), ("line", "the others"))
+    return [Plot(title="The search", svg=plots.search(cost, distance, on_front, growth, COSTS[target]),
+                 text=f"Every candidate that was evaluated, by its cost ({COSTS[target]}) and by the distance of its images to "
+                      "dense's, 1 being what twice dense's steps change. Those that no other beats in both are the front. "
+                      "Hypervolume is the share that the front dominates of the box up to the dearest and the farthest "
+                      "candidate."),
+            Plot(title="What the front is made of", svg=plots.parallel(scales_of(table, target), on_front, chosen),
+                 text="One line per candidate across its genes, its cost and its distance (on a logarithmic axis). Every layer "
+                      "whose precision is searched counts once.",
+                 keys=tuple({"colour": colour, "name": name} for colour, name in keys))]
+
+
+def scales_of(table, target: str) -> list[plots.Scale]:
+    """On a CPU precision is one of three classes, else bits of weights and of activations."""
+    precision = [("int8 layers", "int8_share", share)] if target == "latency" else \
+        [("mean W bits", "w_bits", significant), ("mean A bits", "a_bits", significant)]
+    shown = [("steps", "steps", "{:.0f}".format), *precision, ("cache removed", "removed_share", share),
+             (COSTS[target], "cost", significant), ("distance", "distance", significant)]
+    return [plots.Scale(name=name, values=table[column].to_numpy(float), show=show, log=column == "distance")
+            for name, column, show in shown]
 
 
 def cache(package: Path) -> Plot | None:

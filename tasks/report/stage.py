@@ -46,7 +46,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     page = Page(subject=subject(), verdict=verdict, facts=facts(rows, verdict, params.goal, setting),
                 rows=rows, columns=columns, caption=caption(rows, setting, timings),
                 sheets=sheets(inputs["fid"], rows, params.images, params.columns),
-                plots=all_plots(rows, setting, inputs), walls={stage: record["wall_s"] for stage, record in runs.items()},
+                plots=all_plots(rows, setting, inputs, params.goal.target),
+                walls={stage: record["wall_s"] for stage, record in runs.items()},
                 protocol=protocol(fid, timings, runs), commit=next((r["commit"] for r in runs.values()), ""))
     (out / "report.html").write_text(render(page))
     (out / "summary.txt").write_text(summary(rows, setting, verdict))

@@ -90,6 +90,13 @@ def test_hung_item_is_killed_and_asked_again(tmp_path, capsys):
     assert "the worker of item 2 hung, 1 of 2 times" in capsys.readouterr().out
 
 
+def test_a_result_is_settled_before_its_turn():
+    order = []
+    PARALLEL.warm_workers(make_uneven).warm()
+    results = list(PARALLEL.map(make_uneven, range(6), "t", settle=lambda k, result: order.append(k) or result))
+    assert results == list(range(6)) == sorted(order) and order[0] != 0, "item 0 is slow"
+
+
 @pytest.mark.slow
 def test_an_abandoned_map_frees_its_workers():
     results = PARALLEL.map(make_uneven, range(100), "t")

@@ -30,6 +30,18 @@ def make_nothing():
     raise ValueError("teacher: not found")
 
 
+def test_what_is_settled_is_handed_out_instead():
+    settled = []
+
+    def settle(k, result):
+        settled.append((k, result))
+        return k
+
+    results = Cluster(SERIAL).map(make_reciprocal, [Known(7), 0, 2], "t", settle=settle)
+    assert list(results) == [7, 1, 2], "known results are settled already"
+    assert settled == [(1, Failed("ZeroDivisionError: division by zero")), (2, 0.5)]
+
+
 def test_results_come_in_the_order_of_the_items():
     assert list(Cluster(SERIAL).map(make_square, range(5), "t")) == [0, 1, 4, 9, 16]
 

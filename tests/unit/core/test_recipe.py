@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ def test_round_trip_through_json():
     recipe = Recipe(timesteps=(9, 5, 2, 0), solver="dpm2m", cache=PLAN, precision={"l": "w8a8"},
                     sparsity={"grain": "unit", "density": {"l": 0.5}})
     assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.to_json() == asdict(recipe) and recipe.to_json()["sparsity"] is not recipe.sparsity
     assert recipe.nfe == 4
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.core.artifacts import read_json
 from tasks.core.recipe import Recipe
-from tasks.evolve import fitness
+from tasks.evolve import fitness, lab
 from tasks.evolve.lab import EvaluationLog
 from tests.unit.evolve.toy import PARAMS, artifacts, run
 
@@ -120,6 +120,20 @@ def test_a_torn_last_line_is_left_out_and_written_over(tmp_path):
     assert again.known == {"a": 1.5}
     again.add("c", 2.5)
     assert EvaluationLog(path).known == {"a": 1.5, "c": 2.5}
+
+
+def test_a_log_waits_for_the_disk_once_a_second_and_writes_at_once(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(lab.os, "fsync", synced.append)
+    log = EvaluationLog(tmp_path / "log.jsonl")
+    for i in range(50):
+        log.add(str(i), float(i))
+        assert len(EvaluationLog(tmp_path / "log.jsonl").known) == i + 1
+    assert 1 <= len(synced) < 25
+    log.synced -= lab.SYNC_S
+    before = len(synced)
+    log.add("later", 1.0)
+    assert len(synced) == before + 1
 
 
 @pytest.mark.parametrize("key, value", [("steps", (5, 3)), ("cache_budgets", (0.5, 0.2)), ("solvers", ("euler",)),

@@ -1,6 +1,7 @@
 """What ten stages leave behind, made up but of the right shape: every number is arithmetic that a test can redo."""
 
 import csv
+import json
 
 import numpy as np
 
@@ -89,6 +90,18 @@ def write_package(folder):
         write_json(folder / name / "recipe.json", recipe.to_json())
 
 
+def write_search(folder):
+    """Six candidates: the last one failed, the third one is beaten, the nearest one ships."""
+    folder.mkdir()
+    recipes = [Recipe(timesteps=tuple(range(900, 0, -900 // steps)), precision={LAYERS[0]: token}) for steps, token in
+               ((5, "w8a8"), (6, "bf16"), (9, "w8a8"), (10, "w8a8"), (15, "fp32"), (18, "bf16"))]
+    rows = [{"asked": 5 - k, "cost": 0.02 * recipe.nfe, "distance": 20 / recipe.nfe + 4 * (k == 2) if k < 5 else None,
+             "recipe": recipe.to_json()}
+            for k, recipe in enumerate(recipes)]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(folder / "recipe.json", recipes[4].to_json())
+
+
 def write_rows(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -109,6 +122,7 @@ def write_tree(folder):
     costs, timings = benchmark_reports()
     teacher = {"parameters": 2_100_000, "class_accuracy": 0.962, "fid_1k": 5.4, "fid_1k_real": 3.7}
     for name, report in {"fid": fid_report(), "benchmark": costs, "benchmark.timings": timings, "data": {"train": 4000},
+                         "evolve": {"hypervolume": [[3, 0.2], [6, 0.5]]},
                          "pretrain_load": teacher}.items():
         write_json(reports / f"{name}.json", report)
     for i, stage in enumerate(INPUTS):
@@ -116,6 +130,7 @@ def write_tree(folder):
     for i, name in enumerate(VARIANTS):
         np.save(artifacts / "fid" / "samples" / f"{name}.npy", digits(40, 3.0 * i, np.random.default_rng(i)))
     write_package(artifacts / "package")
+    write_search(artifacts / "evolve")
     (artifacts / "mask_search").mkdir()
     plans = {name: {"cost": 0.81, "error": {"predicted": error, "measured": error}}
              for name, error in (("unit", 0.05), ("mixed", 0.04))}

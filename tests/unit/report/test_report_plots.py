@@ -6,7 +6,21 @@ import io
 import numpy as np
 from PIL import Image
 
-from tasks.report.plots import COLOURS, Point, box, cache, contact_sheet, front, layers, overlap, pareto, png
+from tasks.report.plots import (
+    COLOURS,
+    Point,
+    Scale,
+    box,
+    cache,
+    contact_sheet,
+    front,
+    layers,
+    overlap,
+    parallel,
+    pareto,
+    png,
+    search,
+)
 
 
 def point(images_per_s, distance):
@@ -42,11 +56,23 @@ def test_a_png_holds_the_image():
 
 def test_no_stand_in_colour_and_no_id_of_a_figure_is_left():
     drawings = [cache(["a", "b"], np.eye(2, dtype=bool), (900, 10)), layers(["a", "b"], [1.0, 0.5], [(8, 8), (32, 32)]),
-                front([point(1, 5)], "fid_1k", [point(2, -0.01)], 1.0, "images/s")]
+                front([point(1, 5)], "fid_1k", [point(2, -0.01)], 1.0, "images/s"),
+                search(np.ones(2), np.array([1.0, 3.0]), np.array([True, False]), [(1, 0.1), (2, 0.3)], "time"),
+                parallel([scale([1.0, 3.0]), scale([2.0, 2.0])], np.array([True, False]), 0)]
     for drawing in drawings:
         assert drawing.startswith("<svg") and "var(--blue)" in drawing
         assert not any(stand_in in drawing for stand_in in COLOURS.values())
         assert 'id="figure' not in drawing
+
+
+def scale(values, log=False):
+    return Scale(name="s", values=np.asarray(values, float), show=str, log=log)
+
+
+def test_a_scale_spans_its_values():
+    assert scale([1, 3, 2]).places.tolist() == [0, 1, 0.5]
+    assert np.allclose(scale([1, 100, 10], log=True).places, [0, 1, 0.5])
+    assert scale([2, 2]).places.tolist() == [0.5, 0.5]
 
 
 def test_the_same_plot_is_the_same_bytes():

@@ -9,8 +9,9 @@ import pytest
 
 from tasks.core.artifacts import read_json, write_json
 from tasks.core.params import STAGES
+from tasks.evolve.table import read_evaluations
 from tasks.report import stage
-from tasks.report.sections import cache, plans_text
+from tasks.report.sections import cache, plans_text, scales_of, searched
 from tests.unit.report.example import PARAMS, write_tree
 
 VOID = {"meta", "br", "img", "link", "input", "path", "use", "rect"}
@@ -82,8 +83,8 @@ def test_the_page_is_whole_small_and_asks_nobody(out):
 
 def test_the_page_has_its_parts_in_order(out):
     text = (out / "report.html").read_text()
-    parts = ("Goal met", "Results", "The same seeds", "Quality against speed", "Layer cache", "Density and bits", "Training",
-             "Where the time went", "Protocol and machine", "How to reproduce")
+    parts = ("Goal met", "Results", "The same seeds", "Quality against speed", "The search", "What the front is made of",
+             "Layer cache", "Density and bits", "Training", "Where the time went", "Protocol and machine", "How to reproduce")
     found = [text.index(f"<h2>{part}" if i else part) for i, part in enumerate(parts)]
     assert found == sorted(found)
 
@@ -136,6 +137,25 @@ def test_without_a_cache_in_compressed_the_plan_of_the_variant_is_shown(tree):
     path = tree["package"] / "compressed" / "recipe.json"
     write_json(path, read_json(path) | {"cache": None})
     assert "The search chose no cache for compressed" in cache(tree["package"]).text
+
+
+def test_the_search_is_shown_with_what_its_front_is_made_of(tree):
+    fronts, axes = searched(tree["evolve"], "latency")
+    assert "time, share of dense's" in fronts.svg and "hypervolume" in fronts.svg
+    assert [key["name"] for key in axes.keys] == ["compressed", "front", "the others"]
+    assert all(name in axes.svg for name in ("steps", "int8 layers", "cache removed", "distance"))
+    assert axes.svg.count("var(--orange)") == 1, "the one that ships"
+
+
+def test_precision_is_bits_where_bits_are_searched(tree):
+    table = read_evaluations(tree["evolve"] / "evaluations.jsonl")
+    assert [scale.name for scale in scales_of(table, "bitops")] == [
+        "steps", "mean W bits", "mean A bits", "cache removed", "BitOPs, share of dense's", "distance"]
+
+
+def test_a_search_that_left_no_log_has_no_section(tree):
+    (tree["evolve"] / "evaluations.jsonl").unlink()
+    assert searched(tree["evolve"], "latency") == []
 
 
 def test_the_plans_of_the_mask_search_stand_beside_each_other():
