@@ -40,7 +40,9 @@ class OnTheFly:
     def rounded(self, x: Tensor, affine: Affine) -> Tensor:
         """q - zero, whole numbers in fp32."""
         scale, zero = affine
-        return torch.fake_quantize_per_tensor_affine(x * (1 / scale), 1.0, zero, 0, 2**self.input_bits - 1)
+        inverse = (1 / torch.tensor(scale)).item()  # in fp32, as the kernels have it
+        whole = torch.add(torch.tensor(float(zero)), x, alpha=inverse).round_()
+        return whole.clamp_(0, 2**self.input_bits - 1).sub_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
         products = []
@@ -51,7 +53,7 @@ class OnTheFly:
 
     def scaled(self, whole: Tensor, scale: float, bias: Tensor | None) -> Tensor:
         shape = [-1, *[1] * (self.weight_int.dim() - 2)]  # channels are the last axis of a Linear, the second of a Conv2d
-        product = whole * (self.weight_scale * scale).view(shape)
+        product = (whole * scale).mul_(self.weight_scale.view(shape))  # in this order, as the kernels do
         return product if bias is None else product + bias.view(shape)
 
 

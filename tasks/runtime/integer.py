@@ -6,6 +6,9 @@ integers, is this. Not shipped inside packages.
     apply_precision(model, plan, ranges, INTEGER if available() else SIMULATED)
 """
 
+import functools
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +17,23 @@ from tasks.runtime.precision import Affine, Kinds, QuantConv2d, QuantLinear
 PLAIN = (1.0, 0, torch.float32, "none", [], "")  # an fp32 output of scale 1, nothing fused behind
 
 
+@functools.cache
 def available() -> bool:
     """Without VNNI the products of a pair are added in 16 bits, which saturate."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+        return False
+    with warnings.catch_warnings():  # torch says once in each process that its quint8 is to go
+        warnings.simplefilter("ignore", UserWarning)
+        return integers(torch.ones(1), (0.5, 1), 8).tolist() == [3]
 
 
 def integers(x: Tensor, affine: Affine, bits: int) -> Tensor:
-    """fp32 -> uint8 of the same shape, 0 <= q < 2^bits."""
-    q = torch.quantize_per_tensor(x, *affine, torch.quint8).int_repr()
+    """fp32 -> uint8 of the same shape and strides, 0 <= q < 2^bits.
+
+    The bytes of a quint8 tensor are read where they lie: its int_repr() takes eight times as long as the rounding.
+    """
+    rounded = torch.quantize_per_tensor(x, *affine, torch.quint8)
+    q = torch.empty(0, dtype=torch.uint8).set_(rounded.untyped_storage(), 0, rounded.shape, rounded.stride())
     return q.clamp_(max=2**bits - 1) if bits < 8 else q
 
 
