@@ -291,6 +291,26 @@ def quality_of_finalists(root: Path) -> Outcome:
     return at_most(0.05, [bounds[cell] for cell in wanted] if set(wanted) <= bounds.keys() else [])
 
 
+# ---- search ----
+
+def of_search(root: Path, variant: str, metric: str) -> list[float]:
+    """Of all rows of the study of search whose variant begins like this."""
+    return values([row for row in study(root, "search") if row["variant"].startswith(variant)], metric)
+
+
+@claim("search")
+def evaluation_cost(root: Path) -> Outcome:
+    """An evaluation over a plain one of equal samples, the dearer of the targets; both give the same fitness to 1e-5."""
+    same = of_search(root, "evaluation.", "fitness_difference")
+    return at_most(1 / 3, of_search(root, "evaluation.", "evaluation_ratio") if same and max(same) <= 1e-5 else [])
+
+
+@claim("search")
+def precision_switch(root: Path) -> Outcome:
+    """Every layer of the model to another width."""
+    return at_most(1, of_search(root, "evaluation.switch", "switch_ms"), " ms")
+
+
 # ---- the command ----
 
 def table(claims: list[Claim], root: Path) -> tuple[str, bool]:
