@@ -318,34 +318,47 @@ def efficiency_optuna(root: Path) -> Outcome:
     return fewer_evaluations(root, "optuna", 1 / 2)
 
 
-def scale(root: Path, metric: str) -> list[float]:
-    """Of benchmarks/search/SCALE.md."""
-    return values([row for row in study(root, "search") if row["variant"].startswith("scale.")], metric)
+def of_search(root: Path, variant: str, metric: str) -> list[float]:
+    """Of all rows of the study of search whose variant begins like this."""
+    return values([row for row in study(root, "search") if row["variant"].startswith(variant)], metric)
 
 
 @claim("search")
 def workers_busy(root: Path) -> Outcome:
     """64 workers, evaluations that sleep 0.25 s."""
-    return at_least(0.95, scale(root, "workers_busy"))
+    return at_least(0.95, of_search(root, "scale.", "workers_busy"))
 
 
 @claim("search")
 def driver_time(root: Path) -> Outcome:
     """There: what an evaluation takes of the driver's time, asking and logging included."""
-    return at_most(3, scale(root, "driver_ms"), " ms")
+    return at_most(3, of_search(root, "scale.", "driver_ms"), " ms")
 
 
 @claim("search")
 def log_growth(root: Path) -> Outcome:
     """Time and memory of 100,000 logged evaluations and of reading their log, over ten times those of 10,000: the worst."""
-    found = [scale(root, f"growth_{name}") for name in ("search_s", "search_mib", "read_s", "read_mib")]
+    found = [of_search(root, "scale.", f"growth_{name}") for name in ("search_s", "search_mib", "read_s", "read_mib")]
     return at_most(1.1, [max(one) for one in found] if all(found) else [], "x")
 
 
 @claim("search")
 def two_workers(root: Path) -> Outcome:
     """What a second worker brings, over what a second process of matrix products brings in the same run."""
-    return at_least(0.9, scale(root, "gain_share"))
+    return at_least(0.9, of_search(root, "scale.", "gain_share"))
+
+
+@claim("search")
+def evaluation_cost(root: Path) -> Outcome:
+    """An evaluation over a plain one of equal samples, the dearer of the targets; both give the same fitness to 1e-5."""
+    same = of_search(root, "evaluation.", "fitness_difference")
+    return at_most(1 / 3, of_search(root, "evaluation.", "evaluation_ratio") if same and max(same) <= 1e-5 else [])
+
+
+@claim("search")
+def precision_switch(root: Path) -> Outcome:
+    """Every layer of the model to another width."""
+    return at_most(1, of_search(root, "evaluation.switch", "switch_ms"), " ms")
 
 
 # ---- the command ----

@@ -101,6 +101,20 @@ class Denoiser:
                     found.append(Sublayer(f"{prefix}.attentions.{j}", "attention"))
         return found
 
+    def joins(self) -> dict[str, tuple[int, int]]:
+        """Convolutions that read a concatenation, the first one and the shortcut of every resnet on a UNet's way up: path ->
+        channels of what comes from below, and of the skip connection."""
+        if self.architecture == "dit":
+            return {}
+        found, below = {}, (self.model.mid_block or self.model.down_blocks[-1]).resnets[-1]
+        for i, block in enumerate(self.model.up_blocks):
+            for j, resnet in enumerate(block.resnets):
+                channels = below.out_channels, resnet.in_channels - below.out_channels
+                parts = (part for part in ("conv1", "conv_shortcut") if getattr(resnet, part, None) is not None)
+                found |= {f"up_blocks.{i}.resnets.{j}.{part}": channels for part in parts}
+                below = resnet
+        return found
+
     def prunable_layers(self) -> dict[str, nn.Module]:
         """Every Linear and Conv2d by module path."""
         return {name: m for name, m in self.model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}

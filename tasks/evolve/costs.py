@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from tasks.core.cost import LayerCost, bitops, density, evaluations, size_bytes
+from tasks.core.denoiser import Denoiser
 from tasks.core.params import Goal
 from tasks.core.recipe import Recipe
 
@@ -18,6 +20,7 @@ LATENCY_CLASSES = ("w8a8", "bf16", "fp32")  # fewer bits are no faster on a CPU;
 QUANTISABLE = ("linear", "conv")
 WEIGHT_BITS = tuple(f"w{b}" for b in range(3, 9))
 ACTIVATION_BITS = tuple(f"a{b}" for b in range(3, 9))
+EDGES = {"dit": ("pos_embed.proj", "proj_out_2"), "unet": ("conv_in", "conv_out")}  # read the image, make the output
 
 RecipeCost = Callable[[Recipe], float]  # less is better
 
@@ -134,12 +137,19 @@ def quantisable(cost: LayerCost) -> bool:
     return cost.kind in QUANTISABLE
 
 
-def precision_menus(target: str, layers: Sequence[str], times: Times | None) -> tuple[tuple[str, ...], ...]:
+def edges(denoiser: Denoiser) -> tuple[str, ...]:
+    """The first and the last layer of the image's way through the network: many post-training schemes keep them at 8 bits."""
+    return EDGES[denoiser.architecture]
+
+
+def precision_menus(target: str, layers: Sequence[str], times: Times | None,
+                    least: Mapping[str, int] = MappingProxyType({})) -> tuple[tuple[str, ...], ...]:
     """Choices of every gene, cheapest first. latency: one gene a layer, of `useful_classes`; else two genes a layer, bits of
-    the weights and of the activations."""
-    if target != "latency":
-        return (WEIGHT_BITS, ACTIVATION_BITS) * len(layers)
-    return tuple(useful_classes(layer, times) for layer in layers)
+    the weights and of the activations. least: layer -> its fewest bits, 3 where it is missing."""
+    if target == "latency":
+        return tuple(useful_classes(layer, times) for layer in layers)
+    skipped = (least.get(layer, 3) - 3 for layer in layers)
+    return tuple(menu[n:] for n in skipped for menu in (WEIGHT_BITS, ACTIVATION_BITS))
 
 
 def useful_classes(layer: str, times: Times) -> tuple[str, ...]:

@@ -12,20 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from tasks.core.artifacts import digest
 from tasks.core.denoiser import Denoiser, load
+from tasks.core.params import check_range
 from tasks.core.parcel import Parcel
 from tasks.core.quality import features, paired_distance
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, sample_in_chunks, spaced_timesteps, trajectory
 from tasks.data.features import load_feature_net
+from tasks.evolve.prefix import Predictions, shared
 from tasks.runtime.cache import apply_cache, remove_cache
-from tasks.runtime.precision import Ranges, apply_precision, calibrate_ranges
-from tasks.runtime.solver import Predict
+from tasks.runtime.integer import INTEGER, available
+from tasks.runtime.precision import SIMULATED, Kinds, Ranges, apply_precision, calibrate_ranges
+from tasks.runtime.solver import Predict, solver_steps
 
 UNIT_STEPS = (50, 100)
-Sampler = Callable[[tuple[str, Recipe]], np.ndarray]  # ("teacher" | "student", recipe) -> (images, D) features, float64
+# ("teacher" | "student", recipe) or (.., .., first image, number of images) -> (images, D) features, float64
+Sampler = Callable[[tuple], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,12 @@ class Protocol:
     chunk: int               # images sampled at once
     calibration_steps: int   # trajectory that activation ranges come from; its noises are beyond the images'
     calibration_images: int
+    prefix_mb: int           # MiB of predictions that a worker keeps for candidates that begin alike; it changes no result
+
+    def __post_init__(self):
+        for name, low, high in (("images", 1, 100_000), ("chunk", 1, 4096), ("calibration_steps", 1, 1000),
+                                ("calibration_images", 1, 100_000), ("prefix_mb", 0, 1_000_000)):
+            check_range(f"protocol.{name}", getattr(self, name), low, high)
 
 
 def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol) -> Sampler:
@@ -48,17 +59,29 @@ def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parc
         folder, file = student
         weights["student"] = with_weights(dense, load_file(folder.open() / file))
     ranges = {name: ranges_of(denoiser, protocol) for name, denoiser in weights.items()}
-    net = load_feature_net(data.open(), "search")
+    return Evaluator(weights, ranges, load_feature_net(data.open(), "search"), protocol)
 
-    def sample_features(item: tuple[str, Recipe]) -> np.ndarray:
-        name, recipe = item
-        denoiser = weights[name]
-        with live(denoiser, recipe, ranges[name]) as predict:
-            chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, protocol.images, protocol.seed,
-                                      denoiser.num_classes, protocol.chunk)
-            return np.concatenate([features(net, images) for images in chunks])
 
-    return sample_features
+class Evaluator:
+    """What a warm worker calls: (weights, recipe) -> features of all images, (weights, recipe, first, n) -> of n of them, from
+    a multiple of the chunk on: an image has the same features in both.
+    """
+
+    def __init__(self, weights: dict[str, Denoiser], ranges: dict[str, Ranges], net: nn.Module, protocol: Protocol):
+        self.weights, self.ranges, self.net, self.protocol = weights, ranges, net, protocol
+        self.kinds = INTEGER if available() else SIMULATED
+        self.predictions = Predictions(protocol.prefix_mb << 20)
+
+    def __call__(self, item: tuple) -> np.ndarray:
+        name, recipe, first, n = item if len(item) == 4 else (*item, 0, self.protocol.images)
+        denoiser, protocol = self.weights[name], self.protocol
+        steps = solver_steps(denoiser.schedule.config, recipe.timesteps, recipe.solver)
+        head = digest([name, recipe.precision])
+        with live(denoiser, recipe, self.ranges[name], self.kinds) as predict:
+            predict = shared(predict, self.predictions, head, steps, recipe.cache, first // protocol.chunk)
+            chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, protocol.seed,
+                                      denoiser.num_classes, protocol.chunk, first)
+            return np.concatenate([features(self.net, images) for images in chunks])
 
 
 def with_weights(denoiser: Denoiser, state: dict[str, Tensor]) -> Denoiser:
@@ -69,18 +92,22 @@ def with_weights(denoiser: Denoiser, state: dict[str, Tensor]) -> Denoiser:
 
 def ranges_of(denoiser: Denoiser, protocol: Protocol) -> Ranges:
     """Activation ranges along dense trajectories; the package measures them again on the chosen recipe's own."""
+    return calibrate_ranges(denoiser.model, calibration_states(denoiser, protocol), denoiser.joins())
+
+
+def calibration_states(denoiser: Denoiser, protocol: Protocol) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """x, t, labels of every step of the protocol's dense trajectories, all images of a step together."""
     recipe = Recipe(timesteps=spaced_timesteps(denoiser.schedule, protocol.calibration_steps))
     indices = range(protocol.images, protocol.images + protocol.calibration_images)
     noise, labels = initial_noise(denoiser.sample_shape, indices, protocol.seed), labels_for(indices, denoiser.num_classes)
     states = list(trajectory(network(denoiser), denoiser.schedule, recipe, noise, labels))
-    batches = ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states)
-    return calibrate_ranges(denoiser.model, batches)
+    return ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states)
 
 
 @contextlib.contextmanager
-def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges) -> Iterator[Predict]:
+def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, kinds: Kinds = SIMULATED) -> Iterator[Predict]:
     """The denoiser with the recipe's precision and cache plan switched on."""
-    apply_precision(denoiser.model, recipe.precision, ranges)
+    apply_precision(denoiser.model, recipe.precision, ranges, kinds)
     plan = recipe.cache
     handle = plan and apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
 

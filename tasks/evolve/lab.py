@@ -19,11 +19,11 @@ from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.core.serial import Failed, Known
 from tasks.data import features
-from tasks.evolve import fitness
+from tasks.evolve import fitness, prefix
 from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, reference_items
-from tasks.runtime import cache, precision, solver
+from tasks.runtime import cache, integer, precision, solver
 
-CODE = (denoiser, quality, sampler, features, fitness, cache, precision, solver)  # what an evaluation runs through
+CODE = (denoiser, quality, sampler, features, fitness, prefix, cache, integer, precision, solver)  # of an evaluation
 SYNC_S = 1.0  # between two syncs of the log
 
 
@@ -132,4 +132,5 @@ def context(inputs: Inputs, student: str | None, protocol: Protocol) -> str:
     import torch
     read = [*files_of(inputs["pretrain_load"] / "teacher"), inputs["data"] / "features_search.safetensors",
             *([] if student is None else [inputs["distill"] / student]), *(Path(module.__file__) for module in CODE)]
-    return digest([[[path.name, hash_file(path)] for path in read], asdict(protocol), torch.__version__])
+    decides = {name: value for name, value in asdict(protocol).items() if name != "prefix_mb"}
+    return digest([[[path.name, hash_file(path)] for path in read], decides, torch.__version__, integer.available()])

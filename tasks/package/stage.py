@@ -106,7 +106,7 @@ def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: 
     visited = list(trajectory(cached_network(denoiser, recipe), denoiser.schedule, recipe, noise, labels))
     remove_cache(denoiser.model)
     batches = ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in visited)
-    return calibrate_ranges(denoiser.model, batches)
+    return calibrate_ranges(denoiser.model, batches, denoiser.joins())
 
 
 def cached_network(denoiser: Denoiser, recipe: Recipe) -> Predict:

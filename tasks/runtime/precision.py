@@ -5,13 +5,18 @@ activations are affine per tensor, x = scale * (q - zero) with 0 <= q < 2^a and 
 (Krishnamoorthi, arXiv 1806.08342, sections 2.1 and 3.1). Torch computes the products in fp32 on dequantised values;
 the OpenVINO form of the same modules computes them in integers.
 
+An input that is a concatenation, as behind a UNet's skip connection, may have a range for each part; the parts' products are
+added (Q-Diffusion, arXiv 2302.04304, section 4.2.2).
+
 Masks go on first: integers are made from the weights as they are at the first `apply_precision`. A quantised layer's state dict
 holds `weight_int`, `weight_scale` and `bias`. This file ships inside packages, so it imports nothing of the project.
 """
 
 import copy
 import functools
+import itertools
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +31,10 @@ _CLIPS = torch.linspace(0.3, 1.0, 15).tolist()  # shares of the full range tried
 _KEPT_PER_BATCH = 4096  # activations of a layer kept from a calibration batch
 _KEPT = 8192            # of these from all batches: the search for a clipping point runs through them 30 times for each width
 
-Ranges = Mapping[str, Sequence]  # layer -> (lo, hi), or one such pair for each of WIDTHS
+# layer -> (lo, hi), or one such pair for each of WIDTHS; of an input of parts: {"channels": [n, ...], "parts": [such, ...]}
+Ranges = Mapping[str, Sequence | Mapping]
+Affine = tuple[float, int]  # scale, zero point
+Integers = Mapping[tuple[str, int], Tensor]  # (layer, bits of its weights) -> int8 of the weight's shape
 
 
 @functools.cache
@@ -69,32 +77,62 @@ def input_affine(value_range: Sequence, bits: int) -> tuple[float, int]:
     return scale, min(top, max(0, round(-lo / scale)))
 
 
+def input_parts(ranges: Sequence | Mapping, bits: int) -> tuple[tuple[int, Affine], ...]:
+    """(channels, affine) of each part of an input; 0 channels: all there are."""
+    if isinstance(ranges, Mapping):
+        return tuple((n, input_affine(part, bits)) for n, part in zip(ranges["channels"], ranges["parts"], strict=True))
+    return ((0, input_affine(ranges, bits)),)
+
+
+def _spans(parts: Sequence[tuple[int, Affine]]) -> list[tuple[slice | None, Affine]]:
+    """The channels of each part; None: all of them."""
+    if len(parts) == 1:
+        return [(None, parts[0][1])]
+    ends = list(itertools.accumulate(channels for channels, _ in parts))
+    return [(slice(end - channels, end), affine) for end, (channels, affine) in zip(ends, parts, strict=True)]
+
+
+def _of_span(x: Tensor, span: slice | None) -> Tensor:
+    return x if span is None else x[:, span]
+
+
 class _Quantized(nn.Module):
-    """A layer with integer weights. `base` lends its bias and geometry; its weight is not touched."""
+    """A layer with integer weights. `base` lends its bias and geometry; its weight is not touched.
+
+    table: what `prepared` made of the integers, shared by all layers of one weight and width. parts: see `input_parts`.
+    """
 
     def __init__(self, base: nn.Module, weight_int: Tensor, weight_scale: Tensor, table: Tensor,
-                 affine: tuple[float, int], bits: tuple[int, int]):
+                 parts: Sequence[tuple[int, Affine]], bits: tuple[int, int]):
         super().__init__()
         self.register_buffer("weight_int", weight_int)
         self.register_buffer("weight_scale", weight_scale)
-        self.register_buffer("table", table, persistent=False)  # dequantised; layers of one weight width share theirs
+        self.register_buffer("table", table, persistent=False)
         self.bias = base.bias
         self.weight_bits, self.input_bits = bits
-        self.input_scale, self.input_zero = affine
+        self.spans = _spans(parts)
         self.register_load_state_dict_post_hook(_Quantized._refresh_table)
 
     def _refresh_table(self, _incompatible_keys) -> None:
-        self.table = dequantize(self.weight_int, self.weight_scale)
+        self.table = self.prepared(self.weight_int, self.weight_scale)
 
-    def weight(self) -> Tensor:
-        # A traced graph must hold the integers and their scale; in torch the table saves a pass over the weights.
-        return dequantize(self.weight_int, self.weight_scale) if torch.jit.is_tracing() else self.table
+    @staticmethod
+    def prepared(weight_int: Tensor, weight_scale: Tensor) -> Tensor:
+        return dequantize(weight_int, weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(self.rounded(x.float()), self.weight(), self.bias).to(x.dtype)
+        products = [self.product(self.rounded(_of_span(x, span).float(), affine), self.weight(span), None if i else self.bias)
+                    for i, (span, affine) in enumerate(self.spans)]
+        return sum(products[1:], products[0]).to(x.dtype)
 
-    def rounded(self, x: Tensor) -> Tensor:
-        top, scale, zero = 2**self.input_bits - 1, self.input_scale, self.input_zero
+    def weight(self, span: slice | None) -> Tensor:
+        # A traced graph must hold the integers and their scale; in torch the table saves a pass over the weights.
+        if torch.jit.is_tracing():
+            return dequantize(_of_span(self.weight_int, span), self.weight_scale)
+        return _of_span(self.table, span)
+
+    def rounded(self, x: Tensor, affine: Affine) -> Tensor:
+        top, (scale, zero) = 2**self.input_bits - 1, affine
         if torch.jit.is_tracing() and top < 255:
             # The same values on a grid of 256: OpenVINO 2026.4 runs FakeQuantize of other widths as int8 but moves the grid.
             x, top = x.clamp(-zero * scale, (top - zero) * scale), 255
@@ -118,6 +156,10 @@ class QuantConv2d(_Quantized):
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, **self.geometry)
+
+
+Kinds = tuple[type, type]  # of Linear, of Conv2d
+SIMULATED: Kinds = (QuantLinear, QuantConv2d)
 
 
 class Bf16Layer(nn.Module):
@@ -145,21 +187,24 @@ class _State:
     """What `apply_precision` keeps on the model: the modules it took out and those it has made so far."""
 
     slots: dict[str, tuple[nn.Module, str, nn.Module]] = field(default_factory=dict)  # layer -> parent, leaf, original
-    weights: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # by layer and width
-    modules: dict[tuple, nn.Module] = field(default_factory=dict)  # by layer, token and the input's scale and zero point
+    weights: dict[tuple, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # by layer, width and kind
+    modules: dict[tuple, nn.Module] = field(default_factory=dict)  # by layer, token, the input's scales and zero points, kind
 
 
-def apply_precision(model: nn.Module, plan: Mapping[str, str], ranges: Ranges) -> None:
+def apply_precision(model: nn.Module, plan: Mapping[str, str], ranges: Ranges, kinds: Kinds = SIMULATED,
+                    integers: Integers = types.MappingProxyType({})) -> None:
     """Give every layer its precision, in place; layers that the plan leaves out are fp32.
 
     plan: module path of a Linear or Conv2d -> token (see `widths`). ranges: see `calibrate_ranges`; needed for the layers of
-    integer width only. Another call switches: integers are made once per layer and width, so that a switch costs
-    microseconds a layer. Move the model to its device before the first call.
+    integer width only. kinds: the classes that compute integer layers. integers: weights that are not to go to the nearest
+    one, on the grid of `quantize_weight`. Another call switches: the integers of a layer and width are made or taken once, so
+    that a switch costs microseconds a layer. Move the model to its device before the first call.
     Raises ValueError for an unknown layer or token and for a missing range; the model is then unchanged.
     """
     state = vars(model).setdefault("_precision", _State())
     wanted = dict.fromkeys(state.slots, "fp32") | dict(plan)
-    chosen = [(_slot(model, state, layer), _module(state, layer, token, ranges)) for layer, token in wanted.items()]
+    chosen = [(_slot(model, state, layer), _module(state, layer, token, ranges, kinds, integers))
+              for layer, token in wanted.items()]
     for (parent, leaf, _), module in chosen:
         parent._modules[leaf] = module
 
@@ -205,52 +250,63 @@ def _slot(model: nn.Module, state: _State, layer: str) -> tuple[nn.Module, str, 
     return state.slots[layer]
 
 
-def _module(state: _State, layer: str, token: str, ranges: Ranges) -> nn.Module:
+def _module(state: _State, layer: str, token: str, ranges: Ranges, kinds: Kinds, integers: Integers) -> nn.Module:
     """The module that computes `layer` at this precision, made on first use."""
     original, bits = state.slots[layer][2], widths(token)
     if token == "fp32":
         return original
     if bits is not None and layer not in ranges:
         raise ValueError(f"precision plan: {layer!r} is {token} but has no activation range; calibrate_ranges measures it")
-    affine = None if bits is None else input_affine(ranges[layer], bits[1])
-    key = (layer, token, affine)
+    parts = None if bits is None else input_parts(ranges[layer], bits[1])
+    kind = kinds[isinstance(original, nn.Conv2d)]
+    key = (layer, token, parts, bits and kind)
     if key not in state.modules:
-        state.modules[key] = Bf16Layer(original) if bits is None else _quantized(state, layer, affine, bits)
+        state.modules[key] = Bf16Layer(original) if bits is None else _quantized(state, layer, parts, bits, kind, integers)
     return state.modules[key]
 
 
-def _quantized(state: _State, layer: str, affine: tuple[float, int], bits: tuple[int, int]) -> nn.Module:
+def _quantized(state: _State, layer: str, parts: Sequence[tuple[int, Affine]], bits: tuple[int, int], kind: type,
+               integers: Integers) -> nn.Module:
     original = state.slots[layer][2]
-    key = (layer, bits[0])
+    key = (layer, bits[0], kind)
     if key not in state.weights:
-        weight_int, scale = quantize_weight(original.weight, bits[0])
-        state.weights[key] = (weight_int, scale, dequantize(weight_int, scale))
-    kind = QuantLinear if isinstance(original, nn.Linear) else QuantConv2d
-    return kind(original, *state.weights[key], affine, bits)
+        nearest, scale = quantize_weight(original.weight, bits[0])
+        weight_int = integers.get((layer, bits[0]), nearest)
+        state.weights[key] = (weight_int, scale, kind.prepared(weight_int, scale))
+    return kind(original, *state.weights[key], parts, bits)
 
 
 @torch.no_grad()
-def calibrate_ranges(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> dict[str, list[list[float]]]:
+def calibrate_ranges(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+                     joins: Mapping[str, Sequence[int]] = types.MappingProxyType({})) -> dict[str, list | dict]:
     """Static ranges of the inputs of every Linear and Conv2d, measured with the precision removed.
 
     batches: (x, t, labels) of states drawn across whole trajectories, at least 128 samples together (8 samples: 20 times the
     error on a DiT). -> layer -> [[lo, hi], ...], one pair for each of WIDTHS: the clipping point of least squared error on a
     sample of the values seen, as with weights. On a DiT of 6 x 128 the output's relative error falls by it from 0.020 to 0.019
-    with w8a8 and from 0.39 to 0.16 with w4a4, against the smallest and largest value.
+    with w8a8 and from 0.39 to 0.16 with w4a4, against the smallest and largest value. joins: layer -> channels of each part of
+    its input (`Denoiser.joins`), which then have ranges of their own.
     """
     remove_precision(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-    hooks = [m.register_forward_pre_hook(lambda _, args, kept=seen[name]: kept.append(_thinned(args[0], _KEPT_PER_BATCH)))
-             for name, m in layers.items()]
+    spans = {name: [span for span, _ in _spans([(n, None) for n in joins.get(name, (0,))])] for name in layers}
+    seen: dict[str, list[list[Tensor]]] = {name: [[] for _ in spans[name]] for name in layers}
+
+    def record(name: str, x: Tensor) -> None:
+        for span, kept in zip(spans[name], seen[name], strict=True):
+            kept.append(_thinned(_of_span(x, span), _KEPT_PER_BATCH))
+
+    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0])) for name, m in layers.items()]
     try:
         for x, t, labels in batches:
             model(x, timestep=t, class_labels=labels, return_dict=False)
     finally:
         for hook in hooks:
             hook.remove()
-    samples = {name: _thinned(torch.cat(kept), _KEPT) for name, kept in seen.items() if kept}
-    return {name: [_clipped_range(values, bits) for bits in WIDTHS] for name, values in samples.items()}
+    samples = {name: [_thinned(torch.cat(kept), _KEPT) for kept in parts] for name, parts in seen.items() if parts[0]}
+    found = {name: [[_clipped_range(values, bits) for bits in WIDTHS] for values in parts] for name, parts in samples.items()}
+    return {name: {"channels": list(joins[name]), "parts": parts} if name in joins else parts[0]
+            for name, parts in found.items()}
 
 
 def _thinned(x: Tensor, n: int) -> Tensor:

@@ -162,7 +162,7 @@ def test_the_chosen_grain_decides_the_weights(teacher):
 @pytest.mark.parametrize("nfe, images", [(4, 32), (50, 3)])
 def test_ranges_come_from_enough_states_of_the_recipes_own_trajectories(teacher, monkeypatch, nfe, images):
     seen = []
-    monkeypatch.setattr(stage, "calibrate_ranges", lambda model, batches: seen.extend(batches) or {"layer": (0, 1)})
+    monkeypatch.setattr(stage, "calibrate_ranges", lambda model, batches, joins: seen.extend(batches) or {"layer": (0, 1)})
     layer = "transformer_blocks.0.attn1.to_q"
     recipe = Recipe(timesteps=spaced_timesteps(teacher.schedule, nfe), precision={layer: "w8a8"})
     assert stage.ranges_on_trajectory(teacher, recipe, 128, seed=0) == {"layer": (0, 1)}

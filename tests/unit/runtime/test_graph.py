@@ -17,7 +17,8 @@ MATRIX_NODES = ("FullyConnected", "Convolution")
 
 @pytest.fixture(scope="module")
 def ranges(tiny_denoiser, tiny_states):
-    return calibrate_ranges(tiny_denoiser.model, [tiny_states(tiny_denoiser, 64, 7), tiny_states(tiny_denoiser, 64, 8)])
+    return calibrate_ranges(tiny_denoiser.model, [tiny_states(tiny_denoiser, 64, 7), tiny_states(tiny_denoiser, 64, 8)],
+                            tiny_denoiser.joins())
 
 
 def staggered(tiny_denoiser, forecast="none"):

@@ -91,7 +91,7 @@ def everything_live(denoiser: Denoiser) -> tuple[Recipe, dict, dict]:
     recipe = Recipe(timesteps=STEPS, solver="dpm2m", cache=CachePlan(sublayers=names, compute=compute), precision=precision,
                     sparsity={"grain": "2:4", "density": kept_shares(denoiser.model, "2:4", masks)})
     noise, labels = given_noise(denoiser)
-    ranges = calibrate_ranges(denoiser.model, [(noise, torch.full((3,), t), labels) for t in STEPS])
+    ranges = calibrate_ranges(denoiser.model, [(noise, torch.full((3,), t), labels) for t in STEPS], denoiser.joins())
     return recipe, ranges, masks
 
 

@@ -244,3 +244,36 @@ def test_packing_refuses_what_does_not_fit():
         pack(torch.tensor([1, -5], dtype=torch.int8), 3)
     with pytest.raises(ValueError, match="2 bytes, expected 3 for 5 values of 4 bits"):
         unpack(torch.zeros(2, dtype=torch.uint8), 4, 5)
+
+
+def test_parts_of_a_concatenation_have_ranges_of_their_own(tiny_denoiser, tiny_states):
+    joins = tiny_denoiser.joins()
+    ranges = calibrate_ranges(tiny_denoiser.model, [tiny_states(tiny_denoiser, 16, 1)], joins)
+    for layer, channels in joins.items():
+        assert sum(channels) == tiny_denoiser.model.get_submodule(layer).in_channels
+        assert ranges[layer]["channels"] == list(channels) and len(ranges[layer]["parts"]) == 2
+        assert all(len(part) == len(WIDTHS) for part in ranges[layer]["parts"])
+    assert (len(joins) > 0) == (tiny_denoiser.architecture == "unet")
+    assert all(isinstance(found, list) for layer, found in ranges.items() if layer not in joins)
+
+
+def test_a_quiet_part_beside_a_loud_one_keeps_its_values():
+    """Of two channels, one a hundred times the other, in 4 bits: one range for both leaves nothing of the small one."""
+    model = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False)).requires_grad_(False)
+    model[0].weight.fill_(1.0)
+    x = torch.tensor([0.7, 0.0]).view(1, 2, 1, 1)
+    apply_precision(model, {"0": "w8a4"}, {"0": (-100.0, 100.0)})
+    assert model(x).item() == 0
+    apply_precision(model, {"0": "w8a4"}, {"0": {"channels": [1, 1], "parts": [(-1.0, 1.0), (-100.0, 100.0)]}})
+    assert model(x).item() == pytest.approx(0.7, abs=1 / 15)
+
+
+def test_given_integers_are_used_as_they_are(pair):
+    model, ranges = pair
+    weight = model[0].weight.clone()
+    nearest, scale = quantize_weight(weight, 4)
+    other = (nearest - nearest.sign()).to(torch.int8)
+    apply_precision(model, {"0": "w4a8"}, ranges, integers={("0", 4): other})
+    assert torch.equal(model[0].weight_int, other) and torch.equal(model[0].table, dequantize(other, scale))
+    apply_precision(model, {"0": "w5a8"}, ranges, integers={("0", 4): other})
+    assert torch.equal(model[0].weight_int, quantize_weight(weight, 5)[0]), "another width has none"

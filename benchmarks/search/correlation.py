@@ -1,0 +1,93 @@
+"""How well the search's proxy ranks: paired distance on few images against FID of many, candidate by candidate.
+
+Candidates come from a search of their own, spread over its costs, half of them on its front and half behind it. Samples
+are drawn through OpenVINO, from fresh noise, and judged by the net that no search sees; their features are kept below runs/.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from tasks.core.artifacts import digest
+from tasks.core.denoiser import Denoiser
+from tasks.core.progress import track
+from tasks.core.quality import features, fid
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import sample_in_chunks
+from tasks.data.features import load_feature_net, load_reference
+from tasks.evolve.fitness import Evaluator, distance
+from tasks.evolve.search import Evaluation, pareto_front
+from tasks.runtime.graph import live_graph
+from tasks.runtime.precision import Ranges, apply_precision, remove_precision
+
+NOISE = 41_000  # seed of the samples that are judged: neither the search's nor fid's
+BATCH = 100     # images of a network evaluation while sampling
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One candidate: its proxy on the first few images and on all, and its quality."""
+
+    cost: float
+    few: float
+    all: float
+    fid: float
+
+
+def spread(told: Sequence[Evaluation], n: int) -> list[Evaluation]:
+    """n of the evaluated, evenly by rank of cost: every other one of the front, then of the rest, at least one of each."""
+    front = pareto_front(told)
+    rest = sorted((e for e in told if e.loss is not None and e not in front), key=lambda e: (e.cost, e.loss))
+    on_front = min(len(front), n // 2)
+    return [*evenly(front, on_front), *evenly(rest, min(len(rest), n - on_front))]
+
+
+def evenly(items: Sequence, n: int) -> list:
+    """n of them, the first and the last among them."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, n).round().astype(int)] if n else []
+
+
+def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: torch.nn.Module, n: int, label: str) -> np.ndarray:
+    """(n, D) of samples 0 .. n - 1, through the graphs that a package would hold."""
+    apply_precision(denoiser.model, recipe.precision, ranges)
+    try:
+        predict = live_graph(denoiser, recipe, BATCH)
+    finally:
+        remove_precision(denoiser.model)
+    chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE, denoiser.num_classes, BATCH)
+    return np.concatenate([features(net, images) for images in track(chunks, -(-n // BATCH), label)])
+
+
+def kept(path: Path, draw) -> np.ndarray:
+    """draw(), or what an earlier run left there."""
+    if not path.exists():
+        found = draw()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, found)
+        partial.rename(path)
+    return np.load(path)
+
+
+def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], references: tuple[np.ndarray, np.ndarray], data: Path,
+          work: Path, few: int, samples: int) -> Iterator[Judged]:
+    """items: weights, recipe, cost. references: the dense teacher's features at 50 and at 100 steps."""
+    net, reference = load_feature_net(data, "report"), load_reference(data, "report")
+    for k, (name, recipe, cost) in enumerate(items):
+        denoiser, found = warm.weights[name], warm((name, recipe))
+        remove_precision(denoiser.model)
+        path = work / f"{digest([name, recipe.to_json(), samples])}.npy"
+        seen = kept(path, lambda: sample_features(denoiser, recipe, warm.ranges[name], net, samples,  # noqa: B023
+                                                  f"candidate {k + 1} of {len(items)}"))              # noqa: B023
+        proxies = (distance(found[:n], (references[0][:n], references[1][:n])) for n in (few, len(found)))
+        yield Judged(cost, *proxies, fid(seen, reference))
+
+
+def rank_correlations(judged: Sequence[Judged]) -> dict[str, float]:
+    """Spearman's rho of each proxy to FID."""
+    return {part: float(spearmanr([getattr(one, part) for one in judged], [one.fid for one in judged]).statistic)
+            for part in ("few", "all")}

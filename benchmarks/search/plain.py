@@ -1,0 +1,88 @@
+"""A plain evaluation, without a supernet: a fresh model for every candidate, weights quantised on the fly, no shared steps.
+
+It computes what the search's own evaluation computes, the same integers in exact sums, and holds them in fp32, where sums of
+whole numbers are exact below 2^24.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tasks.core.denoiser import Denoiser, load
+from tasks.core.quality import features
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import sample_in_chunks
+from tasks.evolve.fitness import Protocol, live, with_weights
+from tasks.runtime.precision import Affine, Kinds, QuantConv2d, QuantLinear, Ranges
+
+
+class OnTheFly:
+    """Rounds its weights at every call, on the scale that was found when the model was made, and keeps none."""
+
+    def __init__(self, base: nn.Module, *args):
+        super().__init__(base, *args)
+        self.whole = [base.weight]  # in a list: no parameter of this module
+
+    @staticmethod
+    def prepared(weight_int: Tensor, weight_scale: Tensor) -> Tensor:
+        return torch.empty(0)
+
+    def weight(self, span: slice | None) -> Tensor:
+        """Whole numbers in fp32."""
+        weight, top = self.whole[0], 2 ** (self.weight_bits - 1) - 1
+        rounded = (weight / self.weight_scale.view(-1, *[1] * (weight.dim() - 1))).round_().clamp_(-top, top)
+        return rounded if span is None else rounded[:, span]
+
+    def rounded(self, x: Tensor, affine: Affine) -> Tensor:
+        """q - zero, whole numbers in fp32."""
+        scale, zero = affine
+        inverse = (1 / torch.tensor(scale)).item()  # in fp32, as the kernels have it
+        whole = torch.add(torch.tensor(float(zero)), x, alpha=inverse).round_()
+        return whole.clamp_(0, 2**self.input_bits - 1).sub_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = []
+        for i, (span, affine) in enumerate(self.spans):
+            whole = self.product(self.rounded((x if span is None else x[:, span]).float(), affine), self.weight(span), None)
+            products.append(self.scaled(whole, affine[0], None if i else self.bias))
+        return sum(products[1:], products[0]).to(x.dtype)
+
+    def scaled(self, whole: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+        shape = [-1, *[1] * (self.weight_int.dim() - 2)]  # channels are the last axis of a Linear, the second of a Conv2d
+        product = (whole * scale).mul_(self.weight_scale.view(shape))  # in this order, as the kernels do
+        return product if bias is None else product + bias.view(shape)
+
+
+class OnTheFlyLinear(OnTheFly, QuantLinear):
+    pass
+
+
+class OnTheFlyConv2d(OnTheFly, QuantConv2d):
+    pass
+
+
+ON_THE_FLY: Kinds = (OnTheFlyLinear, OnTheFlyConv2d)
+
+
+def plain_evaluator(teacher: Path, student: Path | None, ranges: dict[str, Ranges], net: nn.Module,
+                    protocol: Protocol) -> Callable[[tuple[str, Recipe]], np.ndarray]:
+    """(weights, recipe) -> features. teacher: its diffusers folder; student: a safetensors file. Activation ranges and net are
+    given: to measure the ranges anew for each candidate would only make this slower."""
+
+    def fresh(name: str) -> Denoiser:
+        dense = load(teacher)
+        return dense if name == "teacher" else with_weights(dense, load_file(student))
+
+    def evaluate(item: tuple[str, Recipe]) -> np.ndarray:
+        name, recipe = item
+        denoiser = fresh(name)
+        with live(denoiser, recipe, ranges[name], ON_THE_FLY) as predict:
+            chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, protocol.images, protocol.seed,
+                                      denoiser.num_classes, protocol.chunk)
+            return np.concatenate([features(net, images) for images in chunks])
+
+    return evaluate
