@@ -19,8 +19,9 @@ def submit(address: str, entrypoint: str, folder: Path, left_out: tuple[str, ...
     """
     check_answers(address)
     client = connect(address)
+    shipped = {"working_dir": str(folder.resolve()), "excludes": list(left_out)}
     try:
-        return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder), "excludes": list(left_out)})
+        return client.submit_job(entrypoint=entrypoint, runtime_env=shipped)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"--address: {address}: {' '.join(str(error).split())}") from None
 

@@ -96,6 +96,9 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
                  cache_budgets: tuple[float, ...], cache_masks: tuple[int, ...], dense_steps: int, backend: str,
                  batch: int) -> Problem:
     teacher = load(inputs["pretrain_load"] / "teacher")
+    if steps[1] > teacher.schedule.steps:
+        raise ValueError(f"evolve.steps: {list(steps)} wants up to {steps[1]} timesteps, one from each group, but the "
+                         f"teacher's noise schedule has {teacher.schedule.steps}")
     grain = chosen_grain(inputs)
     layers = tuple(c.name for c in layer_costs(teacher) if quantisable(c))
     dense = Recipe(timesteps=spaced_timesteps(teacher.schedule, dense_steps))

@@ -103,6 +103,12 @@ def test_goal_out_of_reach_is_one_line_with_the_nearest(folders, tmp_path, monke
     assert not (tmp_path / "runs").exists()
 
 
+def test_more_groups_than_timesteps_is_one_line(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"evolve.steps: \[2, 101\] wants up to 101 timesteps, .* schedule has 100$"):
+        run(replace(PARAMS, steps=(2, 101)), folders, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_two_workers_write_the_same_files(first, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
