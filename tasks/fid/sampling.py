@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from tasks.core.checkpoint import Checkpoint
-from tasks.core.cluster import Cluster, Failed
+from tasks.core.cluster import Cluster
 from tasks.core.denoiser import Schedule
 from tasks.core.parcel import Parcel
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import sample_in_chunks
+from tasks.core.serial import Failed
 from tasks.runtime.solver import Predict
 
 
