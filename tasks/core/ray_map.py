@@ -81,8 +81,7 @@ class Workers:
         """Wait for the next thing to happen: a result goes to `done`, a lost item back to the head of the queue."""
         for ref in self.wait():
             self.finish(ref, queue, done)
-        now = time.monotonic()
-        for ref in [ref for ref, job in self.jobs.items() if job.deadline <= now]:
+        for ref in self.overdue():
             job = self.jobs.pop(ref)
             self.lost(job, "hung" if job.index is not None else "did not start in time", queue, done)
 
@@ -91,6 +90,13 @@ class Workers:
         import ray
         timeout = max(0.0, min(job.deadline for job in self.jobs.values()) - time.monotonic())
         return ray.wait(list(self.jobs), num_returns=1, timeout=None if timeout == float("inf") else timeout)[0]
+
+    def overdue(self) -> list:
+        """Those past their deadline. What is ready already is not: on a busy machine it only waits to be collected."""
+        import ray
+        now = time.monotonic()
+        late = [ref for ref, job in self.jobs.items() if job.deadline <= now]
+        return ray.wait(late, num_returns=len(late), timeout=0)[1] if late else []
 
     def finish(self, ref: Any, queue: deque, done: dict) -> None:
         import ray
