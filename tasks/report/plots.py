@@ -18,7 +18,8 @@ COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "surface": "
            "orange": "#060606", "green": "#070707", "pink": "#080808", "faint": "#090909"}
 SERIES = tuple(COLOURS[name] for name in ("blue", "orange", "green", "pink"))
 WIDTH = 10.0  # inches of every figure, so that type has one size on the page
-PLACES = ((8, 0), (-8, 0), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 18), (6, -18))  # of a name around its point, in points
+PLACES = ((8, 0), (-8, 0), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 18), (6, -18),
+          (-6, 18), (-6, -18))  # of a name around its point, in points
 LINEAR = 1e-3  # KID on either side of 0 between which its axis is linear
 MARKERS = {"fp32": "o", "bf16": "s", "int8": "D"}
 STYLE = {
@@ -146,17 +147,24 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 
 def label_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Each name at the first place around its point where it covers neither another name nor another point."""
+    """Each name at the first place around its point where it covers neither another name nor another point, within the axes;
+    compressed is the first to choose."""
+    points = sorted(points, key=lambda point: point.name != "compressed")
     at = [axes.transData.transform((point.images_per_s, point.distance)) for point in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
     for point, (x, y) in zip(points, at, strict=True):
         places = [box(x + dx, y + dy, point.name, dx < 0) for dx, dy in PLACES]
-        place = next((i for i, b in enumerate(places) if not any(overlap(b, other) for other in taken)), 0)
+        free = [i for i, b in enumerate(places) if not any(overlap(b, other) for other in taken)]
+        place = next((i for i in free if within(places[i], axes.bbox.extents)), free[0] if free else 0)
         taken.append(places[place])
         said = axes.annotate(point.name, (point.images_per_s, point.distance), PLACES[place], textcoords="offset points",
                              fontsize=8, va="center", ha="right" if PLACES[place][0] < 0 else "left",
                              fontweight="bold" if point.name == "compressed" else "normal")
         said.set_in_layout(False)
+
+
+def within(inner: Sequence[float], outer: Sequence[float]) -> bool:
+    return inner[0] >= outer[0] and inner[1] >= outer[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
 
 
 def box(x: float, y: float, name: str, to_the_left: bool) -> tuple[float, float, float, float]:

@@ -57,9 +57,10 @@ def front(rows: dict[str, Row], setting: tuple[str, int], fid: Path) -> Plot:
     return Plot(title="Quality against speed", svg=drawing,
                 text="The dull front is what anyone gets from fewer steps, a better solver and one precision for all layers; "
                      "what lies below and to the right of it is a gain. dull_best was selected on it with other seeds and the "
-                     "net that guides the search. Each point is compared with compressed on the same noise; clearly worse ones "
-                     "were given fewer samples, by which KID, unlike FID, is not biased. Speeds of dull points are the "
-                     "profile's, in proportion to that of dull_best, which was measured.")
+                     "net that guides the search. Each point is compared with compressed on the same noise; clearly worse "
+                     "ones, and those dearer than one that is as good, were given fewer samples, by which KID, unlike FID, is "
+                     "not biased. Speeds of dull points are the profile's, in proportion to that of dull_best, which was "
+                     "measured.")
 
 
 def read_dull(path: Path, measured: float) -> list[plots.Point]:
