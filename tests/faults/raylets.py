@@ -58,7 +58,8 @@ class Raylet:
 
 def environment(**more: str) -> dict[str, str]:
     """Of nodes and drivers of one cluster."""
-    return os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)} | more
+    free = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # a Ray of this machine alone sets 0 in the whole process
+    return os.environ | free | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)} | more
 
 
 def free_port() -> int:

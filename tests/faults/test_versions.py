@@ -23,14 +23,15 @@ cluster = Cluster(ClusterParams(**json.loads(sys.argv[1])))
 if sys.argv[2] == "late":
     tasks.core.cluster.check_reachable = lambda params: None
 try:
-    print(list(cluster.map(make_product, [1, 2, 3], "t")))
+    cluster.warm_workers(make_product).warm()
+    print("two workers are warm")
 except ValueError as error:
     print("refused:", error)
 """
 
 
 def connect(head: str, when: str) -> str:
-    """-> the last line of a driver that maps over two workers. when: late, if the node came after the address was tried."""
+    """-> the last line of a driver that starts two workers. when: late, if the node came after the address was tried."""
     params = json.dumps(asdict(replace(SERIAL, address=head, workers=2, connect_timeout_s=300.0)))
     done = subprocess.run([sys.executable, "-c", CONNECT, params, when], cwd=ROOT, env=environment(), capture_output=True,
                           text=True, check=False, timeout=900)
