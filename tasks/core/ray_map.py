@@ -5,7 +5,9 @@ import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from tasks.core.serial import Failed, Known, Settle, Worker, versions
@@ -35,7 +37,8 @@ class Workers:
         self.make, self.connect, self.options, self.limit = make, connect, options, limit
         self.max_attempts, self.start_timeout_s = max_attempts, start_timeout_s
         self.idle: list[Any] = []
-        self.jobs: dict[Any, Job] = {}  # object reference -> what runs
+        self.jobs: dict[Future, Job] = {}         # what runs, and what is to become of it
+        self.ended: SimpleQueue[Future] = SimpleQueue()
         self.attempts: Counter[int | None] = Counter()
         self.begin("cluster", None, None)
 
@@ -56,7 +59,7 @@ class Workers:
         while queue and self.idle:
             index, item = queue.popleft()
             actor = self.idle.pop()
-            self.jobs[actor.call.remote(item)] = Job(actor, index, item, time.monotonic() + self.timeout_s)
+            self.expect(actor.call.remote(item), Job(actor, index, item, time.monotonic() + self.timeout_s))
         starting = sum(job.index is None for job in self.jobs.values()) if queue else 0
         for _ in range(min(len(queue) - starting, self.limit - len(self.jobs))):
             self.start()
@@ -74,37 +77,45 @@ class Workers:
     def start(self) -> None:
         actor = self.actor_class.remote()
         checked = actor.check.remote(self.versions)
-        deadline = time.monotonic() + self.start_timeout_s
-        self.jobs[actor.start.remote(self.made)] = Job(actor, None, checked, deadline)
+        self.expect(actor.start.remote(self.made), Job(actor, None, checked, time.monotonic() + self.start_timeout_s))
+
+    def expect(self, ref: Any, job: Job) -> None:
+        """Its future comes to `ended` by itself: to ask ray.wait about all of them each time took half of the
+        driver's time, and grows with the workers."""
+        future = ref.future()
+        self.jobs[future] = job
+        future.add_done_callback(self.ended.put)
 
     def collect(self, queue: deque, done: dict) -> None:
         """Wait for the next thing to happen: a result goes to `done`, a lost item back to the head of the queue."""
-        for ref in self.wait():
-            self.finish(ref, queue, done)
-        for ref in self.overdue():
-            job = self.jobs.pop(ref)
+        for future in self.wait():
+            self.finish(future, queue, done)
+        for future in self.overdue():
+            job = self.jobs.pop(future)
             self.lost(job, "hung" if job.index is not None else "did not start in time", queue, done)
 
-    def wait(self) -> list:
-        """The references that are ready; none when a deadline came first."""
-        import ray
+    def wait(self) -> list[Future]:
+        """Those that ended; none when a deadline came first."""
         timeout = max(0.0, min(job.deadline for job in self.jobs.values()) - time.monotonic())
-        return ray.wait(list(self.jobs), num_returns=1, timeout=None if timeout == float("inf") else timeout)[0]
+        try:
+            ended = [self.ended.get(timeout=None if timeout == float("inf") else timeout)]
+        except Empty:
+            return []
+        ended += [self.ended.get() for _ in range(self.ended.qsize())]  # nobody else takes from it
+        return [future for future in ended if future in self.jobs]  # and not one of an actor that was killed
 
-    def overdue(self) -> list:
-        """Those past their deadline. What is ready already is not: on a busy machine it only waits to be collected."""
-        import ray
+    def overdue(self) -> list[Future]:
+        """Those past their deadline. What has ended is not: on a busy machine it only waits to be collected."""
         now = time.monotonic()
-        late = [ref for ref, job in self.jobs.items() if job.deadline <= now]
-        return ray.wait(late, num_returns=len(late), timeout=0)[1] if late else []
+        return [future for future, job in self.jobs.items() if job.deadline <= now and not future.done()]
 
-    def finish(self, ref: Any, queue: deque, done: dict) -> None:
+    def finish(self, future: Future, queue: deque, done: dict) -> None:
         import ray
-        job = self.jobs.pop(ref)
+        job = self.jobs.pop(future)
         try:
             if job.index is None:
                 ray.get(job.item)  # first: where versions differ, `make` may not even unpickle
-            result = ray.get(ref)
+            result = future.result()
         except ray.exceptions.RayTaskError as error:  # `attempt` lets nothing of an item through: this is make's
             raise error.cause from None
         except ray.exceptions.RayError as error:  # the worker, its node or the only copy of the result is gone
@@ -135,8 +146,8 @@ class Workers:
 
     def end(self) -> None:
         """Whoever still works on an item of an abandoned map is stopped; the others stay warm."""
-        for ref in [ref for ref, job in self.jobs.items() if job.index is not None]:
-            kill(self.jobs.pop(ref).actor)
+        for future in [future for future, job in self.jobs.items() if job.index is not None]:
+            kill(self.jobs.pop(future).actor)
 
     def close(self) -> None:
         for actor in [*self.idle, *(job.actor for job in self.jobs.values())]:
