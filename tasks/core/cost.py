@@ -82,7 +82,11 @@ def evaluations(cost: LayerCost, recipe: Recipe) -> int:
 
 def density(cost: LayerCost, recipe: Recipe) -> float:
     """Kept share of the layer's weights."""
-    return ((recipe.sparsity or {}).get("density") or {}).get(cost.name, 1.0)
+    return densities_of(recipe).get(cost.name, 1.0)
+
+
+def densities_of(recipe: Recipe) -> Mapping[str, float]:
+    return (recipe.sparsity or {}).get("density") or {}
 
 
 def macs(costs: list[LayerCost], recipe: Recipe) -> int:
@@ -92,10 +96,12 @@ def macs(costs: list[LayerCost], recipe: Recipe) -> int:
 
 def bitops(costs: list[LayerCost], recipe: Recipe) -> int:
     """Per image, over all steps (TMPQ-DM's definition, with every term at the same batch and all steps added)."""
-    def per_mac(c: LayerCost) -> int:
-        weight, activation = bits(recipe.precision.get(c.name, "fp32"))
-        return (activation if c.kind == "attention_product" else weight) * activation
-    return round(sum(c.macs * evaluations(c, recipe) * density(c, recipe) * per_mac(c) for c in costs))
+    total, tokens, densities = 0, recipe.precision, densities_of(recipe)
+    for c in costs:  # a search asks for this a dozen times a candidate: plain, and each fact looked up once
+        weight, activation = bits(tokens.get(c.name, "fp32"))
+        per_mac = (activation if c.kind == "attention_product" else weight) * activation
+        total += c.macs * evaluations(c, recipe) * densities.get(c.name, 1.0) * per_mac
+    return round(total)
 
 
 def size_bytes(costs: list[LayerCost], precision: Mapping[str, str], densities: Mapping[str, float], other: int = 0) -> int:

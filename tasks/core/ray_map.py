@@ -60,9 +60,10 @@ class Workers:
             index, item = queue.popleft()
             actor = self.idle.pop()
             self.expect(actor.call.remote(item), Job(actor, index, item, time.monotonic() + self.timeout_s))
-        starting = sum(job.index is None for job in self.jobs.values()) if queue else 0
-        for _ in range(min(len(queue) - starting, self.limit - len(self.jobs))):
-            self.start()
+        if queue and len(self.jobs) < self.limit:
+            starting = sum(job.index is None for job in self.jobs.values())
+            for _ in range(min(len(queue) - starting, self.limit - len(self.jobs))):
+                self.start()
 
     def start_all(self) -> None:
         for _ in range(self.limit - len(self.idle) - len(self.jobs)):
