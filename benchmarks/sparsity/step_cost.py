@@ -20,6 +20,7 @@ from torch import Tensor
 from tasks.core import denoiser as denoisers
 from tasks.core.denoiser import Denoiser
 from tasks.core.machine import describe
+from tasks.core.memory import keep_freed_memory
 from tasks.core.params import read_params, stage_params
 from tasks.core.sparsity import grain_mask
 from tasks.distill import stage
@@ -71,6 +72,7 @@ def timed(transfer: Transfer, i: int) -> tuple[float, float]:
 
 def measure(teacher: Denoiser, settings: Settings, repeats: int, warm: int = 3) -> dict[str, list[tuple[float, float]]]:
     """Variant -> (s of a step, s of its masks) of each round."""
+    keep_freed_memory()  # as `optimise` does
     running = transfers(teacher, settings)
     rounds = [{name: timed(transfer, i) for name, transfer in running.items()} for i in range(warm + repeats)]
     return {name: [times[name] for times in rounds[warm:]] for name in running}

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from tasks.core.checkpoint import Checkpoint
+from tasks.core.memory import keep_freed_memory
 from tasks.core.progress import track
 
 
@@ -84,6 +85,7 @@ def optimise(step: Callable[[int], float], state: Callable[[], dict], restore: C
 
     state / restore: what the loop's owner needs back after a kill; the curve travels along.
     """
+    keep_freed_memory()
     saved = checkpoint.load()
     curve, start, losses = [], 0, []
     if saved:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks.core.artifacts import digest
 from tasks.core.denoiser import Denoiser, load
+from tasks.core.memory import keep_freed_memory
 from tasks.core.params import check_range
 from tasks.core.parcel import Parcel
 from tasks.core.quality import features, paired_distance
@@ -53,6 +54,7 @@ class Protocol:
 def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol) -> Sampler:
     """Built once per worker. teacher: its diffusers folder; student: a folder and its safetensors file of dense shape, None if
     the teacher's own weights are compressed; data: holds the feature net that guides the search."""
+    keep_freed_memory()
     dense = load(teacher.open())
     weights = {"teacher": dense}
     if student is not None:

@@ -50,6 +50,18 @@ def test_feature_error_is_relative_to_the_teacher_layer_by_layer():
     assert feature_error(mine, theirs).item() == pytest.approx((0.01 + (0 + 0.5) / 2) / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feature_error_has_the_gradient_that_autograd_finds(dtype):
+    theirs = torch.randn(5, 3, 4).to(dtype)
+    mine = (theirs + 0.1 * torch.randn(5, 3, 4)).to(dtype).requires_grad_()
+    plain = mine.detach().float().requires_grad_()
+    distance, loudness = (plain - theirs.float()).square().sum((1, 2)), theirs.float().square().sum((1, 2))
+    (distance / loudness).mean().backward()
+    feature_error([mine], [theirs]).backward()
+    assert mine.grad.dtype == dtype
+    torch.testing.assert_close(mine.grad.float(), plain.grad, rtol=1e-5 if dtype == torch.float32 else 0.03, atol=1e-4)
+
+
 @pytest.mark.parametrize("make", [tiny_dit, tiny_unet])
 def test_sublayer_outputs_become_a_term_and_leave_no_hook(make):
     teacher, other = make(), make()
