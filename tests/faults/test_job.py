@@ -23,9 +23,9 @@ except ValueError as error:
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory):
     """-> the address of a head's dashboard."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()  # the agent's default port may be another Ray's
     raylet = Raylet("--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-port={dashboard}",
-                    room=tmp_path_factory.mktemp("head"), environment=environment())
+                    f"--dashboard-agent-listen-port={agent}", room=tmp_path_factory.mktemp("head"), environment=environment())
     yield f"http://127.0.0.1:{dashboard}"
     raylet.stop()
 
