@@ -21,7 +21,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_used_again_without_page_faults():
     def faults(prepare):
-        return int(subprocess.run([sys.executable, "-c", FAULTS.format(prepare=prepare)], check=True, capture_output=True).stdout)
+        command = [sys.executable, "-c", FAULTS.format(prepare=prepare)]
+        return int(subprocess.run(command, check=True, capture_output=True).stdout)
 
     assert faults("keep_freed_memory()") < 500
     assert faults("") > 10 * 500
