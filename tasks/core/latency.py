@@ -1,76 +1,99 @@
 """The profile's table as an additive model of time: layers at their precision and density, and the remainder.
 
-time(plan) = sum over layers of time(layer, precision, density) + remainder. A precision's remainder is its whole dense model
-minus its layers (norms, softmax, sums, calls), so the model is exact wherever one precision is used throughout; a mixed plan
-takes the mean of the remainders, weighted by its layers' time in fp32.
+time(plan) = sum over layers of time(layer, precision, density) + remainder + changes of precision. A precision's remainder is
+its whole dense model minus its layers (norms, softmax, sums, calls), so the model is exact wherever one precision is used
+throughout; a mixed plan takes the mean of the remainders, weighted by its layers' time in fp32.
 """
 
-from collections.abc import Mapping
+import csv
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from tasks.core.recipe import bits
 
-WHOLE = "model"  # layer and kind of a whole-model row
+TURNING = ("linear", "conv")  # kinds of layers that take turns in a whole model of two precisions
 
 
-def load_layers(folder: str | Path) -> pd.DataFrame:
-    """The profile's folder -> columns layer, kind, backend, precision, grain, density, batch, time_us, whole-model rows too."""
-    layers = pd.read_csv(Path(folder) / "layers.csv")
-    whole = pd.read_csv(Path(folder) / "model.csv").assign(layer=WHOLE, kind=WHOLE, grain="dense", density=1.0)
-    return pd.concat([layers, whole[layers.columns]], ignore_index=True)
+@dataclass(frozen=True)
+class Times:
+    """Microseconds of one evaluation of a batch."""
+
+    layers: Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # (layer, precision) -> (density, time) by rising density
+    remainders: Mapping[str, float]                                  # precision -> whole dense model less its layers
+    changes: Mapping[frozenset[str], float] = field(default_factory=dict)  # two precisions -> time of a change
+
+    def of(self, layer: str, precision: str, density: float = 1.0) -> float:
+        """Between measured densities it is interpolated, below the lowest it stays. A layer that was not profiled is in the
+        remainder."""
+        points = self.layers.get((layer, timed_as(precision)), ((1.0, 0.0),))
+        return float(np.interp(density, *zip(*points, strict=True)))
+
+    def whole(self, precision: str) -> float:
+        """The dense model at one precision."""
+        return self.remainders[precision] + sum(points[-1][1] for (_, at), points in self.layers.items() if at == precision)
+
+    def remainder(self, tokens: Mapping[str, str]) -> float:
+        """Mean of the precisions' remainders, weighted by the layers' times in fp32."""
+        weights = [self.of(layer, "fp32") for layer in tokens]
+        return float(np.average([self.remainders[timed_as(token)] for token in tokens.values()], weights=weights))
+
+    def changing(self, tokens: Sequence[str]) -> float:
+        """What the changes of precision from each layer to the next take together. One fp32 layer makes all that is between
+        the layers run in fp32 (`tasks.runtime.graph.rest_precision`): then each bf16 layer is a change there and back."""
+        if "fp32" in tokens:
+            tokens = [part for token in tokens for part in (("fp32", token, "fp32") if token == "bf16" else (token,))]
+        return sum(self.changes.get(frozenset(pair), 0.0) for pair in itertools.pairwise(tokens))
 
 
-def column(token: str) -> str:
-    """A recipe's precision token -> the profile's: every integer width costs what int8 does on hardware that has no other."""
-    return "int8" if bits(token)[0] <= 8 else token
+def read_times(folder: Path, backend: str, batch: int, grain: str | None) -> Times:
+    """From the profile's layers.csv and model.csv. grain: how the weights went that are gone, unit | 2:4, None: none are."""
+    layers: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows_of(folder / "layers.csv", backend, batch):
+        if row["grain"] in ("dense", grain):
+            layers[row["layer"], token_of(row)].append((float(row["density"]), float(row["time_us"])))
+    whole = {token_of(row): float(row["time_us"]) for row in rows_of(folder / "model.csv", backend, batch)}
+    by_density = {key: sorted(points) for key, points in layers.items()}
+    remainders = {token: time - sum(points[-1][1] for (_, of), points in by_density.items() if of == token)
+                  for token, time in whole.items() if "+" not in token}
+    kinds = {row["layer"]: row["kind"] for row in rows_of(folder / "layers.csv", backend, batch)}
+    return with_changes(Times(by_density, remainders), whole, kinds)
 
 
-def additive_latency(table: pd.DataFrame, layer_tokens: Mapping[str, str], density: Mapping[str, float], backend: str,
-                     batch: int, grain: str = "unit") -> float:
-    """Microseconds of one network evaluation of `batch` images.
+def with_changes(times: Times, whole: Mapping[str, float], kinds: Mapping[str, str]) -> Times:
+    """What a change costs: the time of a model whose layers take turns, less what the additive model says of it.
 
-    layer_tokens: layer -> precision token, a missing layer is fp32. density: layer -> kept share of its weights, missing is 1.
-    grain: how the rest went, "unit" or "2:4"; times between measured densities are interpolated, below the lowest they stay.
-    Raises ValueError if the table has nothing for this backend and batch.
+    whole: times of whole models, those of `w8a8+bf16` among them. kinds: of layers and products, in the order of their calls.
     """
-    rows = rows_of(table, backend, batch)
-    dense = rows[rows.grain == "dense"].set_index(["layer", "precision"]).time_us
-    pruned = rows[rows.grain == grain]
-    layers = [name for name in dense.index.unique("layer") if name != WHOLE]
-    precision = {name: column(layer_tokens.get(name, "fp32")) for name in layers}
-    times = [_layer_time(dense[name, at], pruned, name, at, density.get(name, 1.0)) for name, at in precision.items()]
-    weights = [dense[name, "fp32"] for name in layers]
-    rest = [_remainder(dense, precision[name]) for name in layers]
-    return float(sum(times) + np.average(rest, weights=weights))
+    changes = {}
+    for name, time in whole.items():
+        if "+" in name:
+            turns = itertools.cycle(name.split("+"))
+            tokens = {layer: next(turns) if kind in TURNING else "fp32" for layer, kind in kinds.items()}
+            additive = sum(times.of(layer, token) for layer, token in tokens.items()) + times.remainder(tokens)
+            count = sum(kind in TURNING for kind in kinds.values()) - 1
+            changes[frozenset(name.split("+"))] = max(0.0, (time - additive) / count)
+    return replace(times, changes=changes)
 
 
-def rows_of(table: pd.DataFrame, backend: str, batch: int) -> pd.DataFrame:
-    rows = table[(table.backend == backend) & (table.batch == batch)]
-    if rows.empty:
-        offered = sorted(set(zip(table.backend, table.batch, strict=True)))
-        raise ValueError(f"profile: nothing for backend {backend} at batch {batch}; it holds {offered}")
-    return rows
+def token_of(row: Mapping[str, str]) -> str:
+    return row["precision"].replace("int8", "w8a8")
 
 
-def layer_times(table: pd.DataFrame, grain: str, backend: str, batch: int) -> dict[str, list[tuple[float, float]]]:
-    """Layer -> (density, microseconds in fp32) by rising density, the last one dense and the only one where no other was timed.
-    Raises ValueError if the table has nothing for this backend and batch."""
-    rows = rows_of(table, backend, batch)
-    rows = rows[(rows.precision == "fp32") & rows.grain.isin(["dense", grain]) & (rows.layer != WHOLE)]
-    return {layer: sorted(zip(timed.density, timed.time_us, strict=True)) for layer, timed in rows.groupby("layer")}
+def timed_as(token: str) -> str:
+    """Every integer width takes the time of 8 bits on hardware that has no other."""
+    return "w8a8" if bits(token)[0] <= 8 else token
 
 
-def _layer_time(dense_us: float, pruned: pd.DataFrame, layer: str, precision: str, density: float) -> float:
-    if density == 1.0:
-        return dense_us
-    measured = pruned[(pruned.layer == layer) & (pruned.precision == precision)].sort_values("density")
-    return float(np.interp(density, [*measured.density, 1.0], [*measured.time_us, dense_us]))
-
-
-def _remainder(dense: pd.Series, precision: str) -> float:
-    """Microseconds of the whole dense model at one precision that no layer accounts for."""
-    times = dense.xs(precision, level="precision")
-    return times[WHOLE] - times.drop(WHOLE).sum()
+def rows_of(path: Path, backend: str, batch: int) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [row for row in rows if row["backend"] == backend and int(row["batch"]) == batch]
+    if not found:
+        offered = sorted({(row["backend"], int(row["batch"])) for row in rows})
+        raise ValueError(f"{path}: nothing for backend {backend} at batch {batch}; it holds {offered}")
+    return found

@@ -13,19 +13,18 @@ from tasks.cache_learn.plan import plan_from_errors, step_weights
 from tasks.core.artifacts import Inputs, read_json
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser, load
+from tasks.core.latency import Times, read_times
 from tasks.core.params import Goal
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, spaced_timesteps
 from tasks.core.sparsity import kept_shares
 from tasks.evolve.costs import (
     RecipeCost,
-    Times,
     bitops_share,
     bound_of,
     latency,
     precision_menus,
     quantisable,
-    read_times,
     weights_bytes,
 )
 from tasks.evolve.space import Candidate, Space

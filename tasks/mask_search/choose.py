@@ -4,12 +4,10 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
-
-import numpy as np
-import pandas as pd
+from pathlib import Path
 
 from tasks.core.cost import LayerCost
-from tasks.core.latency import additive_latency, layer_times
+from tasks.core.latency import read_times
 
 STORED_BITS = 8  # of a weight in a package, as a rule; at more bits the index weighs less
 INDEX_BITS = 1   # per weight of a masked layer: a package stores one bit of mask, or for units a smaller layer and none
@@ -34,9 +32,9 @@ class CostModel:
         return 1 - fsum(self.saved([layer], grain, density) for layer, density in kept.items()) / self.whole
 
 
-def cost_models(costs: Sequence[LayerCost], table: pd.DataFrame, backend: str, batch: int) -> dict[str, CostModel]:
-    """One for each target of the goal. table: the profile's, see `tasks.core.latency.load_layers`."""
-    return {"latency": latency_model(table, backend, batch), "bitops": macs_model(costs), "size": storage_model(costs)}
+def cost_models(costs: Sequence[LayerCost], profile: Path, backend: str, batch: int) -> dict[str, CostModel]:
+    """One for each target of the goal. profile: the stage's folder."""
+    return {"latency": latency_model(profile, backend, batch), "bitops": macs_model(costs), "size": storage_model(costs)}
 
 
 def macs_model(costs: Sequence[LayerCost]) -> CostModel:
@@ -56,16 +54,11 @@ def storage_model(costs: Sequence[LayerCost]) -> CostModel:
     return CostModel(f"bits at {STORED_BITS} a weight, index included", STORED_BITS * sum(weights.values()), price)
 
 
-def latency_model(table: pd.DataFrame, backend: str, batch: int) -> CostModel:
-    """fp32. What was not timed, saves nothing: a grain without kernels, a layer outside the table. Between timed densities
-    it is interpolated, below the lowest it stays, as in `additive_latency`."""
-    times = functools.cache(functools.partial(layer_times, table, backend=backend, batch=batch))
-
-    def price(layer: str, grain: str, density: float) -> float:
-        points = times(grain).get(layer, ((1.0, 0.0),))
-        return float(np.interp(density, *zip(*points, strict=True)))
-
-    return CostModel(f"us of {batch} images on {backend}", additive_latency(table, {}, {}, backend, batch), price)
+def latency_model(profile: Path, backend: str, batch: int) -> CostModel:
+    """fp32. What was not timed, saves nothing: a grain without kernels, a layer outside the table."""
+    times = functools.cache(functools.partial(read_times, profile, backend, batch))
+    return CostModel(f"us of {batch} images on {backend}", times("unit").whole("fp32"),
+                     lambda layer, grain, density: times(grain).of(layer, "fp32", density))
 
 
 def choose(predicted: Mapping[str, Mapping[str, float]], target: str, min_gain: float) -> tuple[str, str]:

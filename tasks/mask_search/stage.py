@@ -31,7 +31,6 @@ from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.calibration import Calibration, noised, predictions
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
-from tasks.core.latency import load_layers
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.sparsity import GRAINS, grain_mask, kept_shares, mask_density, parse_pattern
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
@@ -102,7 +101,7 @@ def check_grain(key: str, grain: str) -> None:
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher, bank = denoisers.load(inputs["pretrain_load"] / "teacher"), inputs["pretrain_load"]
-    models = cost_models(layer_costs(teacher), load_layers(inputs["profile"]), params.backend, params.batch)
+    models = cost_models(layer_costs(teacher), inputs["profile"], params.backend, params.batch)
     calibration = read_bank(teacher, bank, params.images, params.seed)
     reference = predictions(teacher, calibration)
     layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *params.grains)))

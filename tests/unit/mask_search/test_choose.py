@@ -3,7 +3,6 @@
 import pytest
 
 from tasks.core.cost import LayerCost
-from tasks.core.latency import additive_latency, load_layers
 from tasks.mask_search.choose import CostModel, choose, cost_models, latency_model, macs_model, storage_model
 
 COSTS = [LayerCost("a", "linear", 600, 60, None), LayerCost("b", "linear", 300, 30, None),
@@ -21,10 +20,10 @@ MODEL = "backend,precision,batch,time_us\nopenvino,fp32,8,120\nopenvino,bf16,8,5
 
 
 @pytest.fixture
-def table(tmp_path):
+def profile(tmp_path):
     (tmp_path / "layers.csv").write_text(LAYERS)
     (tmp_path / "model.csv").write_text(MODEL)
-    return load_layers(tmp_path)
+    return tmp_path
 
 
 def test_macs_by_hand():
@@ -42,8 +41,8 @@ def test_bits_by_hand():
         assert model.share({"a": 0.5}, grain) == pytest.approx((60 * 0.625 + 30) / 90)
 
 
-def test_latency_is_the_profiles_for_each_grain(table):
-    model = latency_model(table, "openvino", 8)
+def test_latency_is_the_profiles_for_each_grain(profile):
+    model = latency_model(profile, "openvino", 8)
     assert model.whole == 120 and model.dense(["a", "b"]) == 90
     assert model.share({"a": 0.5}, "unit") == pytest.approx(1 - (60 - 33) / 120)
     assert model.share({"a": 0.75}, "unit") == pytest.approx(1 - (60 - 33) / 2 / 120)
@@ -51,15 +50,9 @@ def test_latency_is_the_profiles_for_each_grain(table):
     assert model.saved(["a"], "1:4", 0.25) == model.saved(["b"], "unit", 0.5) == model.saved(["b.qk"], "unit", 0.5) == 0
 
 
-@pytest.mark.parametrize("grain, kept", [("unit", {"a": 0.6, "b": 0.5}), ("2:4", {"a": 0.5, "b": 0.5}), ("unit", {})])
-def test_shares_of_time_are_those_of_the_additive_model(table, grain, kept):
-    theirs = additive_latency(table, {}, kept, "openvino", 8, grain) / additive_latency(table, {}, {}, "openvino", 8)
-    assert latency_model(table, "openvino", 8).share(kept, grain) == pytest.approx(theirs)
-
-
-def test_a_batch_that_was_not_timed_is_named(table):
+def test_a_batch_that_was_not_timed_is_named(profile):
     with pytest.raises(ValueError, match="nothing for backend openvino at batch 1"):
-        cost_models(COSTS, table, "openvino", 1)
+        cost_models(COSTS, profile, "openvino", 1)
 
 
 def test_the_least_cost_on_the_target_is_chosen():

@@ -1,4 +1,4 @@
-"""The stage on a tiny model, and the additive model of time on a table worked out by hand."""
+"""The stage on a tiny model."""
 
 import json
 
@@ -9,47 +9,11 @@ import torch
 from tasks.core.artifacts import Inputs
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import build, load, save
-from tasks.core.latency import WHOLE, additive_latency, column, load_layers
+from tasks.core.latency import read_times
 from tasks.pretrain_load.architectures import SCHEDULE, dit
 from tasks.profile import stage
 
 COLUMNS = ["layer", "kind", "backend", "precision", "grain", "density", "batch", "time_us"]
-
-
-@pytest.fixture
-def table():
-    """Two layers and a remainder: 100 = 60 + 30 + 10 in fp32, 50 = 20 + 10 + 20 in int8."""
-    def row(layer, precision, time_us, grain="dense", density=1.0):
-        return {"layer": layer, "kind": "linear", "backend": "openvino", "precision": precision, "grain": grain,
-                "density": density, "batch": 8, "time_us": time_us}
-    return pd.DataFrame([row("a", "fp32", 60.0), row("b", "fp32", 30.0), row(WHOLE, "fp32", 100.0),
-                         row("a", "int8", 20.0), row("b", "int8", 10.0), row(WHOLE, "int8", 50.0),
-                         row("a", "fp32", 34.0, "unit", 0.5), row("a", "fp32", 20.0, "unit", 0.25),
-                         row("a", "fp32", 60.0, "2:4", 0.5)])
-
-
-def test_uniform_precision_is_the_whole_model(table):
-    assert additive_latency(table, {}, {}, "openvino", 8) == pytest.approx(100)
-    assert additive_latency(table, {"a": "w8a8", "b": "w4a8"}, {}, "openvino", 8) == pytest.approx(50)
-
-
-def test_a_mixed_plan_by_hand(table):
-    """a in int8: 20 + 30, and the remainders 20 and 10 weighted 60 : 30."""
-    assert additive_latency(table, {"a": "w8a8"}, {}, "openvino", 8) == pytest.approx(50 + (60 * 20 + 30 * 10) / 90)
-
-
-def test_density_by_hand(table):
-    at = lambda density, grain="unit": additive_latency(table, {}, {"a": density}, "openvino", 8, grain)  # noqa: E731
-    assert at(0.5) == pytest.approx(74) and at(0.75) == pytest.approx(100 - 60 + 47)
-    assert at(0.1) == at(0.25) == pytest.approx(60)  # nothing was measured below
-    assert at(0.5, "2:4") == pytest.approx(100)
-    assert additive_latency(table, {}, {"b": 0.5}, "openvino", 8) == pytest.approx(100)  # no pruned form of b was measured
-
-
-def test_tokens_and_missing_rows(table):
-    assert [column(t) for t in ("fp32", "bf16", "w8a8", "w3a5")] == ["fp32", "bf16", "int8", "int8"]
-    with pytest.raises(ValueError, match=r"nothing for backend eager at batch 8; it holds \[\('openvino', 8\)\]"):
-        additive_latency(table, {}, {}, "eager", 8)
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +43,18 @@ def test_every_layer_has_every_row(profiled):
 
 def test_whole_models_are_timed_and_predicted(profiled):
     folder, report = profiled
-    whole, table = pd.read_csv(folder / "model.csv"), load_layers(folder)
+    whole = pd.read_csv(folder / "model.csv")
     assert list(whole.columns) == ["backend", "precision", "batch", "time_us", "spread"] and len(whole) == 12
     names = [c.name for c in layer_costs(load(folder / "teacher"))]
     for row in whole.itertuples():
         assert report.timings[f"{row.backend}.{row.precision}.b2.time_us"] == row.time_us
         if row.precision in stage.TURNS:
             continue
-        plan = dict.fromkeys(names, stage.TOKENS[row.precision])
-        assert additive_latency(table, plan, {}, row.backend, 2) == pytest.approx(row.time_us)
-        parts = table[(table.backend == row.backend) & (table.precision == row.precision) & (table.grain == "dense")]
-        assert parts[parts.layer != WHOLE].time_us.sum() < 1.1 * row.time_us  # medians of parts, so not exactly
+        times, token = read_times(folder, row.backend, 2, None), stage.TOKENS[row.precision]
+        layers = sum(times.of(name, token) for name in names)
+        assert times.whole(token) == pytest.approx(row.time_us)
+        assert layers + times.remainder(dict.fromkeys(names, token)) == pytest.approx(row.time_us)
+        assert layers < 1.1 * row.time_us  # medians of parts, so not exactly
 
 
 def test_slow_counters_are_scaled_to_the_whole_and_fast_ones_left():
