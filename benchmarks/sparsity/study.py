@@ -61,7 +61,8 @@ def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
     model, counted = macs_model(costs), {cost.name for cost in costs}
     blocks = {unit_layers(units, counted): units for units in hidden_units(lab.teacher.model) if not units.products}
     cuts = unit_cuts(blocks, UNIT_DENSITIES, UNIT_MULTIPLE)
-    errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration))
+    statistics = input_statistics(lab.teacher, lab.calibration, {units.consumer for units in blocks.values()})
+    errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration), statistics)
     options = priced(cuts, errors, model)
     budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
     if arm.allocation == "searched":

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tasks.core.sparsity import grain_mask, grain_shape, parse_pattern
 from tasks.mask_search.allocate import Cut, Option
 from tasks.mask_search.choose import CostModel
 from tasks.mask_search.masks import kept_count, unit_masks
+from tasks.mask_search.saliency import Statistics, made_up
 from tasks.runtime.masks import HiddenUnits, apply_masks, hidden_units, remove_masks
 
 Errors = Mapping[tuple[tuple[str, ...], str], Mapping[float, float]]  # layers and grain -> density -> relative error
@@ -61,20 +63,29 @@ def cut_masks(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, Tensor]:
     return masks
 
 
-def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: Calibration, reference: Tensor) -> float:
-    """Relative error of the prediction with the masks live; they are removed again."""
+def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: Calibration, reference: Tensor,
+                 statistics: Mapping[str, Statistics] = MappingProxyType({})) -> float:
+    """Relative error of the prediction with the masks live; in a layer that has statistics the weights that stay make up for
+    the others. The model is left as it was."""
+    weights = made_up(denoiser.model, masks, statistics)
     apply_masks(denoiser.model, masks)
+    denoiser.model.load_state_dict(weights, strict=False)  # all of them masked, so they are put back, too
     error = relative_error(predictions(denoiser, calibration), reference)
     remove_masks(denoiser.model)
     return error
 
 
-def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration, reference: Tensor) -> Errors:
-    """With each cut alone. One forward over the calibration images each."""
+def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration, reference: Tensor,
+               statistics: Mapping[str, Statistics] = MappingProxyType({})) -> Errors:
+    """With each cut alone, as `masked_error`. One forward over the calibration images each.
+
+    Training starts from weights that make up: errors without them make a plan that is worse than one density for all, because
+    they are large where the loss is easily made up for (unit_as_uniform in benchmarks/sparsity).
+    """
     errors: dict[tuple[tuple[str, ...], str], dict[float, float]] = {}
     for cut in track(cuts, len(cuts), "sensitivity"):
-        masks = cut_masks(denoiser.model, [cut])
-        errors.setdefault((cut.layers, cut.grain), {})[cut.density] = masked_error(denoiser, masks, calibration, reference)
+        error = masked_error(denoiser, cut_masks(denoiser.model, [cut]), calibration, reference, statistics)
+        errors.setdefault((cut.layers, cut.grain), {})[cut.density] = error
     return errors
 
 

@@ -10,6 +10,7 @@ from tasks.core.denoiser import build
 from tasks.core.sparsity import layer_density
 from tasks.mask_search.allocate import Cut, Option
 from tasks.mask_search.choose import CostModel
+from tasks.mask_search.saliency import Statistics
 from tasks.mask_search.sensitivity import (
     cut_errors,
     cut_masks,
@@ -53,6 +54,20 @@ def test_errors_by_hand():
     assert errors == {(("a",), "2:4"): {0.5: pytest.approx(5 / 55)},    # 2 and 1 go
                       (("a",), "fine"): {0.375: pytest.approx(5 / 55)},  # 5, 4 and 3 of eight stay; 0.99 would keep all
                       (("a",), "filter"): {0.5: pytest.approx(25 / 55)}}  # sums of 10 and 5
+    assert torch.equal(toy.model["a"].weight, before)
+
+
+def test_weights_that_stay_make_up_for_a_cut_where_inputs_are_known():
+    """All inputs alike: one weight can stand for all, and only damping takes a little; without them 6 of 10 are lost."""
+    toy = OneMatrix()
+    toy.model["a"].weight.data = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    before = toy.model["a"].weight.detach().clone()
+    alike = Calibration(x=torch.ones(8, 1, 1, 4), t=torch.zeros(8, dtype=torch.int64), labels=None)
+    statistics = {"a": Statistics(gram=torch.ones(4, 4, dtype=torch.float64) * 8, rows=8)}
+    cuts = [Cut(("a",), "fine", 0.25)]
+    (plain,), (made_up,) = (errors.values() for errors in (
+        cut_errors(toy, cuts, alike, toy(alike.x, None, None).detach(), known)[("a",), "fine"] for known in ({}, statistics)))
+    assert plain == pytest.approx((6 / 10) ** 2) and made_up < 1e-3
     assert torch.equal(toy.model["a"].weight, before)
 
 
