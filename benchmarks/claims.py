@@ -200,16 +200,16 @@ def plateau(root: Path) -> Outcome:
 def units_speed(root: Path) -> Outcome:
     """40 % of the MACs of feed-forwards or of resnets' convolutions removed: measured speed of the whole model over what the
     MACs predict, on both backends."""
-    predicted = measured(root, "units.unit_searched", "speedup_predicted")
+    predicted = measured(root, "units.unit_as_uniform", "speedup_predicted")
     return at_least(0.9, on_both(*({teacher: speed / predicted[teacher] for teacher, speed in
-                                    measured(root, "units.unit_searched", f"speedup_{backend}").items()}
+                                    measured(root, "units.unit_as_uniform", f"speedup_{backend}").items()}
                                    for backend in ("eager", "openvino"))))
 
 
 @claim("sparsity")
 def units_quality(root: Path) -> Outcome:
     """One training seed."""
-    return not_worse(root, "units.unit_searched", "0")
+    return not_worse(root, "units.unit_as_uniform", "0")
 
 
 @claim("sparsity")

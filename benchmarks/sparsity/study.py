@@ -65,8 +65,6 @@ def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
     errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration), statistics)
     options = priced(cuts, errors, model)
     budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
-    if arm.allocation == "searched":
-        return allocate(options, budget)
     plan = one_density(lambda density: priced(unit_cuts(blocks, [density], UNIT_MULTIPLE), errors, model), budget,
                        min(UNIT_DENSITIES))
     assert plan is not None, "every arm's density is above the lowest that is offered"

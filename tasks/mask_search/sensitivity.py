@@ -79,8 +79,7 @@ def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration
                statistics: Mapping[str, Statistics] = MappingProxyType({})) -> Errors:
     """With each cut alone, as `masked_error`. One forward over the calibration images each.
 
-    Training starts from weights that make up: errors without them make a plan that is worse than one density for all, because
-    they are large where the loss is easily made up for (unit_as_uniform in benchmarks/sparsity).
+    With statistics where training starts from such weights: plain errors are large where the loss is easily made up for.
     """
     errors: dict[tuple[tuple[str, ...], str], dict[float, float]] = {}
     for cut in track(cuts, len(cuts), "sensitivity"):
