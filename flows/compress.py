@@ -19,6 +19,7 @@ from prefect.states import Failed, State
 
 from flows import freshness
 from flows.screen import take_over
+from flows.server import start_server
 from flows.stages import SUMMARY, run_stages, say
 from tasks.core import disk, machine
 from tasks.core.artifacts import RUNS
@@ -99,6 +100,7 @@ def run(asked: argparse.Namespace, until: str | None) -> int:
         print(f"scale {plan.scale}, to run: {due}. Starting Prefect.", flush=True)
         take_over()
         try:
+            start_server()
             state = compress(None, until, asked.stage_timeout_h, return_state=True)
         except RuntimeError as error:  # raised before the flow began: inside, it would be a state
             print(f"error: Prefect did not start ({error}); `make repro` does the same work without it", file=sys.stderr)

@@ -28,7 +28,8 @@ LAST_LINES = 200          # kept to find out why a stage failed
 PROGRESS_TO_SERVER_S = 15.0  # a bar moves every second on the screen; the server's log is told this often
 
 DVC_CHATTER = ("Running stage '", "> python -m ", "Updating lock file", "Generating lock file", "To track the changes with git",
-               "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
+               "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`",
+               "WARNING: Process '")  # that held a lock was killed: after every run that was stopped
 DVC_FAILED = re.compile(r"^ERROR: failed to reproduce '[^']+': (?P<why>.*)$")
 EXITED = re.compile(r"failed to run: .*, exited with (?P<status>-?\d+)$")
 NOT_CACHED = "ERROR: failed to transfer "  # DVC says so once per file, and exits with 0

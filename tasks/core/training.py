@@ -98,4 +98,6 @@ def optimise(step: Callable[[int], float], state: Callable[[], dict], restore: C
             curve.append((i + 1, sum(losses) / len(losses)))
             losses = []
         checkpoint.save_if_due(lambda: {"state": state(), "curve": curve, "step": i + 1, "losses": losses})  # noqa: B023
+    if start < steps:  # what follows may be long, and be killed
+        checkpoint.save({"state": state(), "curve": curve, "step": steps, "losses": []})
     return curve

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from tasks.core.artifacts import hash_file, read_json
-from tasks.core.progress import track
+from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import Gaussian
-from tasks.core.training import step_generator, warmup_cosine
+from tasks.core.training import optimise, step_generator, warmup_cosine
 
 FEATURES = 64
 WEIGHT_DECAY = 0.05
@@ -98,7 +98,7 @@ def draw_batch(images: Tensor, labels: Tensor | None, batch: int, seed: int, ste
 
 
 def train_feature_net(config: dict, images: Tensor, labels: Tensor | None, *, epochs: int, batch: int, lr: float, seed: int,
-                      label: str) -> FeatureNet:
+                      checkpoint: Checkpoint, label: str) -> FeatureNet:
     """config: arguments of FeatureNet; images: (N, C, H, W) fp32 in [-1, 1]; labels: (N,) int64 or None for quarter turns."""
     with torch.random.fork_rng(devices=[]):  # modules draw their initial weights from the global generator only
         torch.manual_seed(seed)
@@ -106,14 +106,25 @@ def train_feature_net(config: dict, images: Tensor, labels: Tensor | None, *, ep
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
     batch = min(batch, len(images))
     per_epoch = len(images) // batch
-    for step in track(range(epochs * per_epoch), epochs * per_epoch, label):
-        x, y = draw_batch(images, labels, batch, seed, step)
+
+    def step(i: int) -> float:
+        x, y = draw_batch(images, labels, batch, seed, i)
         loss = cross_entropy(net(x.contiguous(memory_format=torch.channels_last))[1], y)
         for group in optimiser.param_groups:
-            group["lr"] = lr * warmup_cosine(step, epochs * per_epoch, per_epoch)
+            group["lr"] = lr * warmup_cosine(i, epochs * per_epoch, per_epoch)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+        return loss.item()
+
+    def state() -> dict:
+        return {"net": net.state_dict(), "optimiser": optimiser.state_dict()}
+
+    def restore(saved: dict) -> None:
+        net.load_state_dict(saved["net"])
+        optimiser.load_state_dict(saved["optimiser"])
+
+    optimise(step, state, restore, epochs * per_epoch, checkpoint, label)
     # as it will be loaded again: another memory format takes other kernels, which move the last bits
     return net.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tasks.core.artifacts import Inputs, Report, hash_file, write_json
+from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import check_choice, check_range
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
 from tasks.data.features import NETS, FeatureNet, Inception, quarter_turns, save_feature_net, train_feature_net
@@ -59,20 +60,26 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     train, holdout = ((images[i], None if labels is None else labels[i]) for i in parts.values())
     num_classes = 0 if labels is None else int(labels.max()) + 1
     configs = {which: {**net, "channels": params.channels, "classes": num_classes or 4} for which, net in NETS.items()}
-    numbers = {which: add_feature_net(which, config, train, holdout, params, out) for which, config in configs.items()}
+    checkpoints = {which: inputs.checkpoint(f"features_{which}", every_s=10) for which in configs}
+    numbers = {which: add_feature_net(which, config, train, holdout, params, checkpoints[which], out)
+               for which, config in configs.items()}
     if params.inception is not None:
         numbers["inception"] = add_reference("inception", Inception(params.inception), train, holdout[0], out)
     write_json(out / "data.json", {**describe(params), "num_classes": num_classes, "feature_nets": configs,
                                    "train": len(train[0]), "holdout": len(holdout[0])})
+    for checkpoint in checkpoints.values():
+        checkpoint.clear()
     return Report({**numbers, "train": len(train[0]), "holdout": len(holdout[0]), "num_classes": num_classes,
                    "holdout_also_in_train": shared(holdout[0], train[0])})
 
 
-def add_feature_net(which: str, config: dict, train: tuple, holdout: tuple, params: Params, out: Path) -> dict[str, float]:
+def add_feature_net(which: str, config: dict, train: tuple, holdout: tuple, params: Params, checkpoint: Checkpoint,
+                    out: Path) -> dict[str, float]:
     """Train, save and judge one net. train, holdout: images (N, C, H, W) uint8 and labels (N,) or None."""
     images, labels = (None if part is None else torch.from_numpy(part) for part in train)
     net = train_feature_net(config, images.float() / 127.5 - 1, labels, epochs=params.epochs, batch=params.batch, lr=params.lr,
-                            seed=params.seed * len(NETS) + list(NETS).index(which), label=f"features_{which}")
+                            seed=params.seed * len(NETS) + list(NETS).index(which), checkpoint=checkpoint,
+                            label=f"features_{which}")
     save_feature_net(net, out, which)
     return accuracy(net, *holdout, params.seed) | add_reference(which, net, train, holdout[0], out)
 

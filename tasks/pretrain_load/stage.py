@@ -68,18 +68,21 @@ class Params:
     train: TrainParams
 
     def __post_init__(self):
-        check_choice("source", self.source, ("folder", "hub", "train"))
-        check_range("bank", self.bank, 1, 10**6)
-        check_range("bank_steps", self.bank_steps, 1, 1000)
+        check_choice("pretrain_load.source", self.source, ("folder", "hub", "train"))
+        check_range("pretrain_load.bank", self.bank, 1, 10**6)
+        check_range("pretrain_load.bank_steps", self.bank_steps, 1, 1000)
         if self.source == "folder" and not Path(self.path, "model_index.json").exists():
             shipped = ", ".join(sorted(str(p.parent) for p in TEACHERS.glob("*/model_index.json")))
-            raise ValueError(f"path: {self.path} holds no model_index.json; expected a diffusers folder, such as {shipped}")
+            raise ValueError(f"pretrain_load.path: {self.path} holds no model_index.json; expected a diffusers folder, such as "
+                             f"{shipped}")
         if self.source == "hub" and not (self.repo_id and self.revision):
-            raise ValueError(f"revision: {self.revision}; source hub needs repo_id and revision: models must not change unseen")
+            raise ValueError(f"pretrain_load.revision: {self.revision}; source hub needs repo_id and revision: models must not "
+                             "change unseen")
         if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{7,40}", self.revision):
-            raise ValueError(f"revision: {self.revision!r} is not a commit (7 to 40 hex digits); a branch or tag can be moved")
+            raise ValueError(f"pretrain_load.revision: {self.revision!r} is not a commit (7 to 40 hex digits); a branch or tag "
+                             "can be moved")
         if self.source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
-            raise ValueError(f"repo_id: {self.repo_id!r} is not owner/name")
+            raise ValueError(f"pretrain_load.repo_id: {self.repo_id!r} is not owner/name")
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:

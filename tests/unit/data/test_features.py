@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tasks.core.artifacts import hash_file
+from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import features
 from tasks.data.features import (
     NETS,
@@ -73,22 +74,39 @@ def test_an_epoch_sees_every_image_once():
     assert not torch.equal(seen[0][1], draw_batch(images, torch.arange(12), 4, seed=3, step=3)[1])  # another epoch
 
 
-def test_training_learns_and_repeats_itself_bit_by_bit():
+class Stopping(Checkpoint):
+    """Ends the work after so many saves, like a signal."""
+
+    def save(self, state):
+        super().save(state)
+        self.most -= 1
+        if not self.most:
+            raise KeyboardInterrupt
+
+
+def test_training_learns_and_repeats_itself_bit_by_bit_even_stopped_half_way(tmp_path):
     images, labels = bars(64, 0)
 
-    def trained(seed: int) -> FeatureNet:
-        return train_feature_net(CONFIG, images, labels, epochs=6, batch=16, lr=5e-3, seed=seed, label="test")
+    def trained(seed: int, name: str, most: int = 10**6) -> FeatureNet:
+        checkpoint = Stopping(tmp_path / name, "k" * 16, every_s=0)
+        checkpoint.most = most
+        return train_feature_net(CONFIG, images, labels, epochs=6, batch=16, lr=5e-3, seed=seed, checkpoint=checkpoint,
+                                 label="test")
 
-    first, again, other = trained(0), trained(0), trained(1)
+    first, other = trained(0, "first"), trained(1, "other")
+    with pytest.raises(KeyboardInterrupt):
+        trained(0, "again", most=10)
+    again = trained(0, "again")
     unseen, wanted = bars(40, 1)
     assert (first(unseen)[1].argmax(1) == wanted).float().mean() >= 0.95
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
-def test_training_leaves_the_global_generator_alone():
+def test_training_leaves_the_global_generator_alone(tmp_path):
     before = torch.random.get_rng_state()
-    train_feature_net(CONFIG, *bars(16, 0), epochs=1, batch=8, lr=1e-3, seed=0, label="test")
+    train_feature_net(CONFIG, *bars(16, 0), epochs=1, batch=8, lr=1e-3, seed=0,
+                      checkpoint=Checkpoint(tmp_path, "k" * 16), label="test")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
