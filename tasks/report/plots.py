@@ -197,7 +197,7 @@ def cache(sublayers: Sequence[str], compute: np.ndarray, timesteps: Sequence[int
         axes.pcolormesh(compute.T, cmap=ListedColormap([COLOURS["faint"], COLOURS["blue"]]), vmin=0, vmax=1,
                         edgecolors=COLOURS["surface"], linewidth=1.5)
         axes.set_yticks(np.arange(len(sublayers)) + 0.5, sublayers)
-        shown = np.unique(np.linspace(0, len(timesteps) - 1, min(len(timesteps), 12)).round().astype(int))
+        shown = np.arange(0, len(timesteps), -(-len(timesteps) // 12))  # evenly, 12 at most
         axes.set_xticks(shown + 0.5, [f"{step}\nt = {timesteps[step]}" if i == 0 else f"{step}\n{timesteps[step]}"
                                       for i, step in enumerate(shown)])
         axes.set(xlabel="step, and its timestep", ylabel="sublayer")

@@ -115,13 +115,13 @@ def said_of_goal(scale: Scale, compressed: Row, met: bool, nearest: Row | None) 
     got = f"compressed: {scale.phrase(scale.amount(compressed))}, {said_of_loss(compressed)}"
     if met:
         return f"Goal met. Wanted: {wanted}. {got}."
+    if nearest.variant == "dense":
+        return f"Goal not met. Wanted: {wanted}. {got}. No variant but dense itself is shown to keep that quality."
     return (f"Goal not met. Wanted: {wanted}. {got}. Nearest that was feasible: {nearest.variant}, "
             f"{scale.phrase(scale.amount(nearest))}, {said_of_loss(nearest)}.")
 
 
 def said_of_loss(row: Row) -> str:
-    if row.variant == "dense":
-        return "the quality that the others are compared with"
     if "loss_upper95" not in row.quality:
         return "quality not measured"
     return f"quality loss {percent(row.quality['loss'])}, 95 % bound {percent(row.quality['loss_upper95'])}"

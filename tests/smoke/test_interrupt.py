@@ -17,10 +17,16 @@ sys.exit(compress.main([]))
 """
 
 
+def heed_ctrl_c():
+    """As from a terminal: a script in the background ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_run_in_one_line(tmp_path):
     own_server = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     run = subprocess.Popen([sys.executable, "-c", RUN], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                           env=own_server | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}, start_new_session=True)
+                           env=own_server | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}, start_new_session=True,
+                           preexec_fn=heed_ctrl_c)
     try:
         while "at work" not in (line := run.stdout.readline()):
             assert line, run.stderr.read()
