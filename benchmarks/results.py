@@ -1,4 +1,5 @@
-"""A study's results.csv: long form, a row a number, replaced whole or not at all, so that a kill leaves the rows of before."""
+"""What a study keeps: results.csv in long form, a row a number, and arrays; replaced whole or not at all, so that a kill leaves
+what was there before."""
 
 import contextlib
 import csv
@@ -6,6 +7,8 @@ import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 COLUMNS = ("teacher", "variant", "seed", "metric", "value", "protocol")
 
@@ -35,6 +38,17 @@ def replace(results: Path, gone: Callable[[Mapping], bool], rows: Iterable[Mappi
     """Drop what is `gone`, add rows. Parts of a study that run side by side take turns."""
     with alone(results.parent):
         write(results, [*(row for row in read(results) if not gone(row)), *rows], columns)
+
+
+def kept(path: Path, draw: Callable[[], np.ndarray]) -> np.ndarray:
+    """draw(), or what an earlier run left at `path`, an .npy."""
+    if not path.exists():
+        found = draw()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, found)
+        partial.rename(path)
+    return np.load(path)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks import results
 from tasks.core.artifacts import digest
 from tasks.core.denoiser import Denoiser
 from tasks.core.progress import track
@@ -62,17 +63,6 @@ def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: tor
     return np.concatenate([features(net, images) for images in track(chunks, -(-n // BATCH), label)])
 
 
-def kept(path: Path, draw) -> np.ndarray:
-    """draw(), or what an earlier run left there."""
-    if not path.exists():
-        found = draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, found)
-        partial.rename(path)
-    return np.load(path)
-
-
 def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], references: tuple[np.ndarray, np.ndarray], data: Path,
           work: Path, few: int, samples: int) -> Iterator[Judged]:
     """items: weights, recipe, cost. references: the dense teacher's features at 50 and at 100 steps."""
@@ -81,7 +71,7 @@ def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], reference
         denoiser, found = warm.weights[name], warm((name, recipe))
         remove_precision(denoiser.model)
         path = work / f"{digest([name, recipe.to_json(), samples])}.npy"
-        seen = kept(path, lambda: sample_features(denoiser, recipe, warm.ranges[name], net, samples,  # noqa: B023
+        seen = results.kept(path, lambda: sample_features(denoiser, recipe, warm.ranges[name], net, samples,  # noqa: B023
                                                   f"candidate {k + 1} of {len(items)}"))              # noqa: B023
         proxies = (distance(found[:n], (references[0][:n], references[1][:n])) for n in (few, len(found)))
         yield Judged(cost, *proxies, fid(seen, reference))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import results
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, Report, digest
 from tasks.core.calibration import Calibration, noised
@@ -90,14 +91,7 @@ def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, seed: 
 
 def kept_features(lab: Lab, name: str, draw: Callable[[], np.ndarray]) -> np.ndarray:
     """draw(), kept under this name."""
-    path = lab.folder / "features" / f"{name}.npy"
-    if not path.exists():
-        found = draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, found)
-        partial.rename(path)
-    return np.load(path)
+    return results.kept(lab.folder / "features" / f"{name}.npy", draw)
 
 
 def uniform(lab: Lab, steps: int) -> Recipe:

@@ -6,7 +6,6 @@ each is divided by the dense step of its own round, so what else the machine doe
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
+from benchmarks import results
 from tasks.core import denoiser as denoisers
 from tasks.core.denoiser import Denoiser
 from tasks.core.machine import describe
@@ -28,7 +28,6 @@ from tasks.distill.images import Images
 from tasks.distill.settings import Settings
 from tasks.distill.train import Transfer
 
-COLUMNS = ("teacher", "variant", "seed", "metric", "value", "protocol")
 RESULTS = Path(__file__).parent / "results.csv"
 TEACHERS = Path("tasks/pretrain_load/teachers")
 VARIANTS = {  # name -> method, and what differs from params.yaml
@@ -107,19 +106,10 @@ def study(names: Iterable[str], repeats: int) -> list[dict]:
     return rows
 
 
-def write(rows: list[dict], results: Path = RESULTS) -> None:
+def write(rows: list[dict], path: Path = RESULTS) -> None:
     """Whole or not at all; rows of other metrics and teachers stay."""
-    kept, teachers = [], {row["teacher"] for row in rows}
-    if results.exists():
-        with results.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file)
-                    if not row["metric"].startswith("step_") or row["teacher"] not in teachers]
-    partial = results.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + rows)
-    partial.replace(results)
+    teachers = {row["teacher"] for row in rows}
+    results.replace(path, lambda row: row["metric"].startswith("step_") and row["teacher"] in teachers, rows)
 
 
 if __name__ == "__main__":

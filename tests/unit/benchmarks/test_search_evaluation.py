@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.claims import CLAIMS
-from benchmarks.results import write
+from benchmarks.results import kept, write
 from benchmarks.search import correlation, evaluation, promotion
 from benchmarks.search.evaluation import Pair, cost_numbers, row
 from benchmarks.search.plain import ON_THE_FLY
@@ -74,7 +74,7 @@ def test_rank_correlation_by_hand():
 def test_samples_of_the_judged_outlive_a_kill(tmp_path):
     drawn = []
     for _ in range(2):
-        found = correlation.kept(tmp_path / "work" / "a.npy", lambda: drawn.append(1) or np.arange(3))
+        found = kept(tmp_path / "work" / "a.npy", lambda: drawn.append(1) or np.arange(3))
     assert found.tolist() == [0, 1, 2] and len(drawn) == 1
 
 

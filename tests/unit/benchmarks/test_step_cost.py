@@ -2,6 +2,7 @@
 
 import csv
 
+from benchmarks.results import COLUMNS
 from benchmarks.sparsity import step_cost
 from tests.unit.distill.toy import SETTINGS, masks_of, tiny_dit
 
@@ -33,7 +34,7 @@ def test_rows_of_other_metrics_and_teachers_stay(tmp_path):
     results = tmp_path / "results.csv"
 
     def row(teacher, metric, value):
-        return dict(zip(step_cost.COLUMNS, (teacher, "v", 0, metric, value, "p"), strict=True))
+        return dict(zip(COLUMNS, (teacher, "v", 0, metric, value, "p"), strict=True))
 
     step_cost.write([row("a", "fid_1k", 5), row("a", "step_ms", 1), row("b", "step_ms", 3)], results)
     step_cost.write([row("a", "step_ms", 2)], results)
