@@ -7,8 +7,8 @@ TEACHERS = ("mnist_dit", "mnist_unet")
 DIT, UNET = TEACHERS
 SOLVERS, NFES = ("ddim", "dpm2m"), (20, 50)
 TIMED = SOLVERS[0]  # the solver under which speed is measured: its own arithmetic takes no time beside the network's
-BUDGETS = (0.1, 0.25, 0.4, 0.5, 0.6)  # shares of all sublayer evaluations to remove
-FOUR, HALVES = (0.1, 0.25, 0.4, 0.6), (0.1, 0.25, 0.4)  # of rules; of those that compute every second step in full
+BUDGETS, HALVES = (0.1, 0.25, 0.4, 0.6), (0.1, 0.25, 0.4)  # shares of all sublayer evaluations to remove; of those that compute
+                                                           # every second step in full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,13 @@ class Arm:
 OURS = "refined"
 PLANS = (
     Arm(name=OURS, make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4}, backends=("eager", "openvino")),
-    Arm(name="errors", make="errors", strength="budget", values=FOUR, fixed={"max_masks": 4, "forecast": "taylor"}),
-    Arm(name="errors_reuse", make="errors", strength="budget", values=FOUR, fixed={"max_masks": 4, "forecast": "none"}),
-    Arm(name="errors_any_mask", make="errors", strength="budget", values=FOUR,
-        fixed={"max_masks": max(NFES), "forecast": "taylor"}),
+    Arm(name="errors", make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "taylor"}),
+    Arm(name="errors_reuse", make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "none"}),
     Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
 )
 RULES = (
-    Arm(name="fewer_steps", make="fewer_steps", strength="budget", values=FOUR),
-    Arm(name="uniform_interval", make="uniform_interval", strength="budget", values=FOUR),
+    Arm(name="fewer_steps", make="fewer_steps", strength="budget", values=BUDGETS),
+    Arm(name="uniform_interval", make="uniform_interval", strength="budget", values=BUDGETS),
     Arm(name="time_threshold", make="time_threshold", strength="budget", values=HALVES),
     Arm(name="time_threshold_clean", make="clean_end", strength="budget", values=HALVES),
     *(Arm(name=f"{order}_layers", make="layers", strength="budget", values=HALVES, fixed={"order": order})
@@ -65,7 +63,7 @@ PACKAGES = (
 ARMS = (*PLANS, *RULES, *PACKAGES)
 OPPONENTS = tuple(arm for arm in ARMS if arm not in PLANS)
 FINALISTS = {20: 0.25, 50: 0.4}  # steps -> budget at which quality is judged on many samples
-JUDGED = (OURS, "fewer_steps")   # there
+JUDGED = (OURS,)                 # there, on DIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,4 +96,4 @@ def cells() -> Iterator[Cell]:
 
 def finalists(name: str) -> list[Cell]:
     """The cells of one arm at the strengths whose quality is claimed."""
-    return [cell for cell in cells() if cell.arm.name == name and cell.value == FINALISTS[cell.nfe]]
+    return [cell for cell in cells() if (cell.teacher, cell.arm.name, cell.value) == (DIT, name, FINALISTS[cell.nfe])]

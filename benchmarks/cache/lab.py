@@ -47,7 +47,7 @@ class Sizes:
     nfes: tuple[int, ...]
 
 
-FULL = Sizes(pairs=200, finalists=10_000, timed_s=5, repeats=5, scale="full", nfes=NFES)
+FULL = Sizes(pairs=100, finalists=10_000, timed_s=5, repeats=5, scale="full", nfes=NFES)
 FEW = Sizes(pairs=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
 
 
@@ -142,8 +142,9 @@ def error_table(lab: Lab) -> np.ndarray:
 def refined_plan(lab: Lab, recipe: Recipe, budget: float, max_masks: int) -> CachePlan:
     """As cache_learn makes it for its base list."""
     how = dataclasses.replace(lab.learn, budget=budget, max_masks=max_masks)
-    checkpoint = Checkpoint(lab.folder / "checkpoints" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}", "refine")
-    return cache_stage.refined_plan(lab.errors, lab.grid, lab.teacher, lab.sublayers, recipe, how, checkpoint)[0]
+    reference = cache_stage.reference_of(lab.teacher, recipe, lab.sublayers, how)
+    folder = lab.folder / "checkpoints" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}"
+    return cache_stage.refined_plan(lab.errors, lab.grid, reference, how, lambda name: Checkpoint(folder, name))[0]
 
 
 def trained_router(lab: Lab, nfe: int) -> Tensor:

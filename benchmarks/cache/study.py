@@ -24,9 +24,8 @@ from tasks.core import quality
 from tasks.core.denoiser import Denoiser
 from tasks.core.machine import describe
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import initial_noise, labels_for, network, sample
+from tasks.core.sampler import cached_network, initial_noise, labels_for, sample
 from tasks.fid.measure import losses
-from tasks.runtime.cache import apply_cache
 from tasks.runtime.graph import live_graph
 from tasks.runtime.solver import Predict
 
@@ -86,19 +85,8 @@ def opened(cell: Cell, lab: Lab) -> Run:
         chosen = {"sublayers": SUBLAYERS[cell.teacher]} if cell.arm.make == "taylorseer" else {}
         predict = PACKAGES[cell.arm.make](denoiser, recipe, **cell.arm.fixed, **chosen, **{cell.arm.strength: cell.value})
     else:
-        predict = live_cache(denoiser, recipe) if recipe.cache else network(denoiser)
+        predict = cached_network(denoiser, recipe)
     return Run(predict=predict, recipe=recipe, layers=layers, denoiser=denoiser)
-
-
-def live_cache(denoiser: Denoiser, recipe: Recipe) -> Predict:
-    plan = recipe.cache
-    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
-
-    def predict(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, step: int) -> torch.Tensor:
-        handle.step = step
-        return denoiser(x, t, labels)
-
-    return predict
 
 
 # ---- what comes out, and for how much work ----

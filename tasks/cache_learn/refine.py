@@ -3,7 +3,7 @@
 The error table adds up events that it measured one by one. Whole trajectories do not add up: where a block and all after it are
 skipped together, no error of the one passes through the others; errors of one step grow or fade on the way to the image; and a
 forecast is off by other amounts than plain reuse. So plans that the table says are good are run, and the best is improved by
-local search: no gradient, and what is tried is what runs.
+local search: what is tried is what runs, with the weights that it would have.
 """
 
 import math
@@ -13,15 +13,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from tasks.cache_learn.baselines import time_threshold, uniform_interval
+from tasks.cache_learn.forecast import Reference, fit, run_plan
 from tasks.cache_learn.plan import plan_from_costs
 from tasks.core.checkpoint import Checkpoint
-from tasks.core.denoiser import Denoiser
 from tasks.core.progress import track
-from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import network, sample
-from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.core.recipe import CachePlan
 
 ATTEMPTS = 100  # at a change that keeps to budget and limit
 
@@ -29,35 +27,24 @@ Stray = Callable[[CachePlan], float]  # how far a plan's images lie from the unc
 
 
 def proposals(costs: np.ndarray, sublayers: Sequence[str], budget: float, max_masks: int, forecast: str) -> list[CachePlan]:
-    """What the table says for every number of masks up to the limit, with plain reuse and with `forecast`. costs: as
+    """What the table says for every number of masks up to the limit, and the rules that skip whole steps, as far as they reach
+    the budget; with plain reuse and with `forecast`, but where weights are learned for a plan they are left to be. costs: as
     `plan_from_costs`."""
+    steps = costs.shape[1]
     plans = [plan_from_costs(costs, sublayers, budget, masks) for masks in range(min(2, max_masks), max_masks + 1)]
-    return [replace(plan, forecast=kind) for plan in plans for kind in dict.fromkeys(("none", forecast))]
+    least = min(removed(np.array(plan.compute)) for plan in plans)
+    if max_masks > 1:
+        rules = uniform_interval(steps, sublayers, budget), time_threshold(steps, sublayers, budget)
+        plans += [plan for plan in rules if removed(np.array(plan.compute)) >= least]
+    kinds = ("none",) if forecast == "learned" else dict.fromkeys(("none", forecast))
+    return [replace(plan, forecast=kind) for plan in plans for kind in kinds]
 
 
-def straying(denoiser: Denoiser, recipe: Recipe, noise: Tensor, labels: Tensor | None) -> Stray:
-    """Mean over the noises (N, C, H, W) of the Euclidean distance between an image and the uncached one, pixels in [-1, 1]. Not
-    its square: a few samples that turn into another image would decide."""
-    reference = sample(network(denoiser), denoiser.schedule, recipe, noise, labels)
-
-    def stray(plan: CachePlan) -> float:
-        return float((sample_cached(denoiser, recipe, plan, noise, labels) - reference).flatten(1).norm(dim=1).mean())
-
-    return stray
-
-
-def sample_cached(denoiser: Denoiser, recipe: Recipe, plan: CachePlan, noise: Tensor, labels: Tensor | None) -> Tensor:
-    """-> NCHW images in [-1, 1]; the model is left as it was."""
-    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
-
-    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
-        handle.step = step
-        return denoiser(x, t, labels)
-
-    try:
-        return sample(predict, denoiser.schedule, recipe, noise, labels)
-    finally:
-        remove_cache(denoiser.model)
+def straying(reference: Reference, forecast: str) -> Stray:
+    """Distance of a plan's images to the reference's: as it is, or `learned`, with the weights that one run fits."""
+    if forecast == "learned":
+        return lambda plan: reference.distance(fit(plan, reference)[1])
+    return lambda plan: reference.distance(run_plan(plan, reference))
 
 
 def refine(proposed: Sequence[CachePlan], stray: Stray, budget: float, max_masks: int, tries: int, seed: int,

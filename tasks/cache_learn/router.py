@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from tasks.cache_learn.hooks import record, rewrite
-from tasks.cache_learn.leader import Leader
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import CachePlan
@@ -136,34 +135,6 @@ def train_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, l
 
     curve = optimise(step, state, restore, steps, checkpoint, "cache router")
     return torch.sigmoid(torch.stack([row.detach() for row in logits])), curve
-
-
-def train_hard_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, labels: Tensor | None,
-                      timesteps: Sequence[int], *, budget: float, max_masks: int, steps: int, batch: int, lr: float,
-                      noise: float, reduction: str, label_dropout: float, seed: int,
-                      checkpoint: Checkpoint) -> tuple[CachePlan, list[tuple[int, float]]]:
-    """The same pairs and the same distance with hard gates under a budget, see `Leader`; no lambda and no threshold.
-
-    Removes half of all evaluations at most. -> plan, curve of (step, loss).
-    """
-    drawn = Pairs(denoiser=denoiser, images=images, labels=labels, timesteps=timesteps, batch=batch,
-                  label_dropout=label_dropout, seed=seed)
-    pairs = step_pairs(len(timesteps))
-    nothing_known = router_costs(torch.zeros(len(pairs), len(sublayers)), len(timesteps))
-    leader = Leader(nothing_known, sublayers, budget, max_masks, lr, noise, steps)
-
-    def step(i: int) -> float:
-        pair, s, m, x_s, y, rng = drawn.draw(i)
-        compute = leader.explore(i, rng)
-        gates = compute.float().requires_grad_()
-        row = pairs[pair][1]
-        loss = pair_distance(denoiser, sublayers, gates[row], s, m, x_s, y, reduction)
-        loss.backward()
-        leader.learn(compute, gates.grad, slice(row, row + 1))
-        return loss.item()
-
-    curve = optimise(step, leader.state, leader.restore, steps, checkpoint, "hard cache router")
-    return leader.plan(), curve
 
 
 def threshold_plan(beta: Tensor, theta: float, steps: int, sublayers: Sequence[str]) -> CachePlan:

@@ -1,16 +1,16 @@
-"""Which sublayers may reuse their last outputs, learned on the dense teacher: reuse errors, a router, hard gates, whole runs.
+"""Which sublayers may be skipped and what they return then, learned on the dense teacher: reuse errors, a router, whole runs.
 
 Reads: data (train split), pretrain_load (teacher).
 Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list; router.csv (cache
 step, timestep, sublayer, beta) and curve.csv of its training; refine_curve.csv of the plan that was refined on whole
-trajectories; hard_curve.csv where hard gates were trained; plan.json, the CachePlan on the base list: of what was learned the
-plan whose images are closest to the uncached run's. Report: what each plan removes and how far it strays, beside rules without
-learning.
-Left out: other timestep lists (evolve plans for those from the table); forecasts in the table: its entries are of plain reuse.
+trajectories, forecast_curve.csv of the training of its weights; plan.json, the CachePlan on the base list: of what was learned
+the plan whose images are closest to the uncached run's. Report: what each plan removes and how far it strays, beside rules
+without learning.
+Left out: other timestep lists (evolve plans for those from the table, whose entries are of plain reuse).
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,21 +20,21 @@ from torch import Tensor
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
 from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
+from tasks.cache_learn.forecast import Reference, fit, run_plan, train
 from tasks.cache_learn.plan import plan_from_costs, step_weights
-from tasks.cache_learn.refine import proposals, refine, sample_cached, straying
-from tasks.cache_learn.rollout import train_rollout
-from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_hard_router, train_router
+from tasks.cache_learn.refine import proposals, refine, straying
+from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_router
 from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
+from tasks.core.sampler import SPACINGS, initial_noise, labels_for, spaced_timesteps
 from tasks.runtime.cache import FORECASTS
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load")
-LEARNED = ("errors", "router", "hard", "refined")  # may be chosen; the others, as published or without learning, only reuse
+LEARNED = ("errors", "router", "refined")  # may be chosen; the others, as published or without learning, only reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,25 +57,6 @@ class RouterParams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardParams:
-    """Training of a plan with hard gates under `budget` and `max_masks`; see `leader.Leader`."""
-
-    along: str             # pairs (as the router's) | trajectory (see `rollout.train_rollout`)
-    steps: int             # 0: not trained
-    batch: int
-    lr: float
-    noise: float
-    window: int            # along the trajectory: steps that a gradient passes back through
-    label_dropout: float
-
-    def __post_init__(self):
-        check_choice("hard.along", self.along, ("pairs", "trajectory"))
-        for name, low, high in (("steps", 0, 10**6), ("batch", 1, 4096), ("lr", 0, 10), ("noise", 0, 10), ("window", 2, 1000),
-                                ("label_dropout", 0, 1)):
-            check_range(f"hard.{name}", getattr(self, name), low, high)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RefineParams:
     """Of the search on whole trajectories; see `refine.refine`."""
 
@@ -88,6 +69,20 @@ class RefineParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsParams:
+    """Training of the refined plan's forecast weights; see `forecast.train`."""
+
+    steps: int             # 0: as the least squares have them
+    batch: int             # of refine.images
+    lr: float
+    window: int
+
+    def __post_init__(self):
+        for name, low, high in (("steps", 0, 10**6), ("batch", 1, 4096), ("lr", 0, 10), ("window", 1, 1000)):
+            check_range(f"weights.{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Params:
     base_steps: int        # NFE of the list that router and plan are made for
     spacing: str           # uniform | logsnr | quadratic
@@ -97,12 +92,12 @@ class Params:
     max_gap: int           # grid intervals
     budget: float          # share of sublayer evaluations to remove
     max_masks: int         # distinct step masks, the full one included
-    forecast: str          # none | taylor: what a skipped sublayer returns in the learned plans
+    forecast: str          # none | taylor | learned: what a skipped sublayer returns in the learned plans
     validation: int        # noises on which plans are compared
     seed: int
-    refine: RefineParams
     router: RouterParams
-    hard: HardParams
+    refine: RefineParams
+    weights: WeightsParams
 
     def __post_init__(self):
         check_choice("spacing", self.spacing, SPACINGS)
@@ -121,22 +116,19 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
     errors = error_table(denoiser, sublayers, grid, params, inputs)
     beta, curve = router(denoiser, sublayers, recipe.timesteps, params, inputs)
-    plans = compared_plans(errors, grid, beta, denoiser, sublayers, recipe, params)
-    if params.hard.steps:
-        plans["hard"], hard_curve = hard_plan(errors, grid, denoiser, sublayers, recipe, params, inputs)
-        write_rows(out / "hard_curve.csv", ("step", "loss"), hard_curve)
-    plans |= {name: replace(plan, forecast=params.forecast) for name, plan in plans.items() if name in LEARNED}
-    plans["refined"], refine_curve = refined_plan(errors, grid, denoiser, sublayers, recipe, params,
-                                                  inputs.checkpoint("cache_refine"))
-    distances = dict(zip(plans, rollout_distances(denoiser, recipe, plans.values(), params), strict=True))
+    reference = reference_of(denoiser, recipe, sublayers, params)
+    plans = compared_plans(errors, grid, beta, reference, params)
+    plans["refined"], curves = refined_plan(errors, grid, reference, params, inputs.checkpoint)
+    distances = rollout_distances(denoiser, recipe, plans, params)
     chosen = min((name for name in LEARNED if name in plans), key=lambda name: np.median(distances[name]))
 
     np.save(out / "errors.npy", errors)
-    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": params.forecast})
+    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": formula(params.forecast)})
     write_json(out / "plan.json", {"timesteps": recipe.timesteps, **asdict(plans[chosen])})
     write_rows(out / "router.csv", ("step", "timestep", "sublayer", "beta"), router_rows(beta, recipe.timesteps, sublayers))
     write_rows(out / "curve.csv", ("step", "loss"), curve)
-    write_rows(out / "refine_curve.csv", ("try", "distance"), refine_curve)
+    for name, (header, rows) in curves.items():
+        write_rows(out / f"{name}_curve.csv", header, rows)
     return Report({"chosen": chosen, "plans": {name: summary(plan, distances[name]) for name, plan in plans.items()}})
 
 
@@ -169,56 +161,65 @@ def training_images(denoiser: Denoiser, inputs: Inputs) -> tuple[Tensor, Tensor 
     return images, torch.from_numpy(np.load(path)) if denoiser.num_classes and path.exists() else None
 
 
-def hard_plan(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, sublayers: list[str], recipe: Recipe,
-              params: Params, inputs: Inputs) -> tuple[CachePlan, list[tuple[int, float]]]:
-    how = asdict(params.hard) | {"budget": params.budget, "max_masks": params.max_masks, "seed": params.seed}
-    along, window = how.pop("along"), how.pop("window")
-    checkpoint = inputs.checkpoint("cache_hard")
-    if along == "pairs":
-        images, labels = training_images(denoiser, inputs)
-        return train_hard_router(denoiser, sublayers, images, labels, recipe.timesteps, **how,
-                                 reduction=params.router.reduction, checkpoint=checkpoint)
-    return train_rollout(denoiser, sublayers, reuse_costs(errors, grid, denoiser, recipe), recipe, **how, window=window,
-                         forecast=params.forecast, checkpoint=checkpoint)
-
-
 def reuse_costs(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, recipe: Recipe) -> np.ndarray:
     """(S, N, N) between the steps of the recipe, see `plan_from_costs`."""
     return interpolate_errors(errors, grid, recipe.timesteps) * step_weights(denoiser.schedule.config, recipe.timesteps,
                                                                              recipe.solver)
 
 
-def refined_plan(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, sublayers: list[str], recipe: Recipe,
-                 params: Params, checkpoint: Checkpoint) -> tuple[CachePlan, list[tuple[int, float]]]:
-    """On noises that neither the error table nor the comparison of plans has."""
+def reference_of(denoiser: Denoiser, recipe: Recipe, sublayers: Sequence[str], params: Params) -> Reference:
+    """Of noises that neither the error table nor the comparison of plans has."""
     first = params.error_samples + params.validation
-    noise, labels = draws(denoiser, range(first, first + params.refine.images), params.seed)
-    proposed = proposals(reuse_costs(errors, grid, denoiser, recipe), sublayers, params.budget, params.max_masks,
-                         params.forecast)
-    return refine(proposed, straying(denoiser, recipe, noise, labels), params.budget, params.max_masks, params.refine.tries,
-                  params.seed, checkpoint)
+    return Reference.of(denoiser, recipe, sublayers,
+                        *draws(denoiser, range(first, first + params.refine.images), params.seed))
 
 
-def compared_plans(errors: np.ndarray, grid: tuple[int, ...], beta: Tensor, denoiser: Denoiser, sublayers: list[str],
-                   recipe: Recipe, params: Params) -> dict[str, CachePlan]:
-    """All at the share `budget`, as far as they can reach it, but router_published, whose share its theta decides."""
-    steps = len(recipe.timesteps)
+def refined_plan(errors: np.ndarray, grid: tuple[int, ...], reference: Reference, params: Params,
+                 checkpoint: Callable[[str], Checkpoint]) -> tuple[CachePlan, dict[str, tuple[tuple[str, str], list]]]:
+    """For the reference's list. -> plan, header and rows of its curves by name."""
+    proposed = proposals(reuse_costs(errors, grid, reference.denoiser, reference.recipe), reference.sublayers, params.budget,
+                         params.max_masks, params.forecast)
+    plan, curve = refine(proposed, straying(reference, params.forecast), params.budget, params.max_masks, params.refine.tries,
+                         params.seed, checkpoint("cache_refine"))
+    curves = {"refine": (("try", "distance"), curve)}
+    if params.forecast == "learned":
+        plan, curve = train(fit(plan, reference)[0], reference, **asdict(params.weights),
+                            checkpoint=checkpoint("cache_forecast"))
+        curves["forecast"] = ("step", "loss"), curve
+    return plan, curves
+
+
+def compared_plans(errors: np.ndarray, grid: tuple[int, ...], beta: Tensor, reference: Reference,
+                   params: Params) -> dict[str, CachePlan]:
+    """All at the share `budget`, as far as they can reach it, but router_published, whose share its theta decides. What is
+    learned forecasts, what is published or a rule reuses."""
+    sublayers, steps = reference.sublayers, params.base_steps
+    costs = {"errors": reuse_costs(errors, grid, reference.denoiser, reference.recipe), "router": router_costs(beta, steps)}
     return {
-        "errors": plan_from_costs(reuse_costs(errors, grid, denoiser, recipe), sublayers, params.budget, params.max_masks),
-        "router": plan_from_costs(router_costs(beta, steps), sublayers, params.budget, params.max_masks),
+        **{name: forecasting(plan_from_costs(cost, sublayers, params.budget, params.max_masks), reference, params.forecast)
+           for name, cost in costs.items()},
         "router_published": threshold_plan(beta, params.router.theta, steps, sublayers),
         "uniform_interval": uniform_interval(steps, sublayers, params.budget),
         "time_threshold": time_threshold(steps, sublayers, params.budget),
     }
 
 
-def rollout_distances(denoiser: Denoiser, recipe: Recipe, plans: Iterable[CachePlan], params: Params) -> list[np.ndarray]:
+def forecasting(plan: CachePlan, reference: Reference, forecast: str) -> CachePlan:
+    return fit(plan, reference)[0] if forecast == "learned" else replace(plan, forecast=forecast)
+
+
+def formula(forecast: str) -> str:
+    """The forecast of plans for other lists, which have no weights yet."""
+    return "taylor" if forecast == "learned" else forecast
+
+
+def rollout_distances(denoiser: Denoiser, recipe: Recipe, plans: Mapping[str, CachePlan],
+                      params: Params) -> dict[str, np.ndarray]:
     """(validation,) for each plan: mean squared pixel difference, in [-1, 1], to the uncached image of the same noise."""
     first = params.error_samples  # noises that the error table has not seen
     noise, labels = draws(denoiser, range(first, first + params.validation), params.seed)
-    reference = sample(network(denoiser), denoiser.schedule, recipe, noise, labels)
-    return [(sample_cached(denoiser, recipe, plan, noise, labels) - reference).square().mean(dim=(1, 2, 3)).numpy()
-            for plan in plans]
+    fresh = Reference.of(denoiser, recipe, (), noise, labels)
+    return {name: (run_plan(plan, fresh) - fresh.images).square().mean(dim=(1, 2, 3)).numpy() for name, plan in plans.items()}
 
 
 def summary(plan: CachePlan, distances: np.ndarray) -> dict:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from tasks.runtime.cache import FORECASTS
+from tasks.runtime.cache import FORECASTS, check_weights
 from tasks.runtime.solver import SOLVERS
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
@@ -14,11 +14,12 @@ PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """Which sublayers are computed at which step; a skipped one returns its last computed output, or a forecast of it."""
+    """Which sublayers are computed at which step, and what a skipped one returns, made of its last computed outputs."""
 
     sublayers: tuple[str, ...]
     compute: tuple[tuple[bool, ...], ...]  # [step][sublayer]
-    forecast: str = "none"                 # none | taylor, see runtime/cache.py
+    forecast: str = "none"                 # none | taylor | learned, see runtime/cache.py
+    weights: tuple[tuple[tuple[float, ...], ...], ...] | None = None  # of `learned`: [step][sublayer], last output first
 
     def __post_init__(self):
         for step, row in enumerate(self.compute):
@@ -28,12 +29,19 @@ class CachePlan:
             raise ValueError("cache plan: the first step computes every sublayer; there is nothing to reuse yet")
         if self.forecast not in FORECASTS:
             raise ValueError(f"cache plan: forecast {self.forecast!r} is not one of {', '.join(FORECASTS)}")
+        if (self.forecast == "learned") != (self.weights is not None):
+            raise ValueError(f"cache plan: forecast {self.forecast} "
+                             f"{'has no weights' if self.weights is None else 'takes no weights'}")
+        if self.weights is not None:
+            check_weights(self.compute, self.forecast, self.weights)
 
     @classmethod
     def from_json(cls, data: dict) -> "CachePlan":
         """Plans written before there were forecasts have none."""
+        weights = data.get("weights")
         return cls(sublayers=tuple(data["sublayers"]), compute=tuple(tuple(row) for row in data["compute"]),
-                   forecast=data.get("forecast", "none"))
+                   forecast=data.get("forecast", "none"),
+                   weights=weights and tuple(tuple(map(tuple, row)) for row in weights))
 
     @property
     def masks(self) -> list[tuple[bool, ...]]:
@@ -78,7 +86,8 @@ class Recipe:
     def to_json(self) -> dict:
         """As dataclasses.asdict, which takes a millisecond for it: a search asks twice for every candidate."""
         plan = self.cache
-        cache = plan and {"sublayers": plan.sublayers, "compute": plan.compute, "forecast": plan.forecast}
+        cache = plan and {"sublayers": plan.sublayers, "compute": plan.compute, "forecast": plan.forecast,
+                          "weights": plan.weights}
         return {"timesteps": self.timesteps, "solver": self.solver, "cache": cache, "precision": dict(self.precision),
                 "sparsity": copy.deepcopy(self.sparsity)}
 

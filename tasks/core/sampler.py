@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.recipe import Recipe
+from tasks.runtime.cache import CacheHandle, apply_cache
 from tasks.runtime.solver import Predict, clip_bound, integrate, solver_steps, with_guidance
 
 SPACINGS = ("uniform", "logsnr", "quadratic")
@@ -58,6 +59,24 @@ def labels_for(indices: Sequence[int], num_classes: int) -> Tensor | None:
 def network(denoiser: Denoiser) -> Predict:
     """The live denoiser as a solver wants it."""
     return lambda x, t, labels, step: denoiser(x, t, labels)
+
+
+def cached_network(denoiser: Denoiser, recipe: Recipe) -> Predict:
+    """The denoiser with the recipe's cache plan live, if it has one; `remove_cache` ends that."""
+    plan = recipe.cache
+    if plan is None:
+        return network(denoiser)
+    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps, plan.weights)
+    return stepping(denoiser, handle)
+
+
+def stepping(denoiser: Denoiser, handle: CacheHandle) -> Predict:
+    """The live denoiser, its cache told of every step."""
+    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
+        handle.step = step
+        return denoiser(x, t, labels)
+
+    return predict
 
 
 @torch.inference_mode()

@@ -21,10 +21,18 @@ from tasks.core.params import check_range
 from tasks.core.parcel import Parcel
 from tasks.core.quality import features, paired_distance
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import initial_noise, labels_for, network, sample_in_chunks, spaced_timesteps, trajectory
+from tasks.core.sampler import (
+    cached_network,
+    initial_noise,
+    labels_for,
+    network,
+    sample_in_chunks,
+    spaced_timesteps,
+    trajectory,
+)
 from tasks.data.features import load_feature_net
 from tasks.evolve.prefix import Predictions, shared
-from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.runtime.cache import remove_cache
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import SIMULATED, Kinds, Ranges, apply_precision, calibrate_ranges
 from tasks.runtime.solver import Predict, solver_steps
@@ -110,16 +118,8 @@ def calibration_states(denoiser: Denoiser, protocol: Protocol) -> Iterator[tuple
 def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, kinds: Kinds = SIMULATED) -> Iterator[Predict]:
     """The denoiser with the recipe's precision and cache plan switched on."""
     apply_precision(denoiser.model, recipe.precision, ranges, kinds)
-    plan = recipe.cache
-    handle = plan and apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
-
-    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
-        if handle:
-            handle.step = step
-        return denoiser(x, t, labels)
-
     try:
-        yield predict
+        yield cached_network(denoiser, recipe)
     finally:
         remove_cache(denoiser.model)
 

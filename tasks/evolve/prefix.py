@@ -78,8 +78,9 @@ def shared(predict: Predict, store: Predictions, head: object, steps: Sequence[S
 def step_keys(head: object, steps: Sequence[SolverStep], plan: CachePlan | None) -> list[str]:
     """A key for each step: equal where all that the step's prediction depends on is equal."""
     keys, past = [], digest(head)
-    for step, skips in zip(steps, skipped(plan, len(steps)), strict=True):
-        keys.append(digest([past, step.t, skips]))
+    weights = plan.weights if plan and plan.weights else [()] * len(steps)
+    for step, skips, learned in zip(steps, skipped(plan, len(steps)), weights, strict=True):
+        keys.append(digest([past, step.t, skips, learned]))
         past = digest([keys[-1], astuple(step)])
     return keys
 

@@ -21,16 +21,15 @@ from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_range
 from tasks.core.progress import track
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import initial_noise, labels_for, network, trajectory
+from tasks.core.sampler import cached_network, initial_noise, labels_for, trajectory
 from tasks.core.sparsity import kept_shares
 from tasks.package.variants import Variant, variants
 from tasks.package.write import seal, write_package
-from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.runtime.cache import remove_cache
 from tasks.runtime.graph import export
 from tasks.runtime.masks import apply_masks
 from tasks.runtime.packed import open_model
 from tasks.runtime.precision import calibrate_ranges, widths
-from tasks.runtime.solver import Predict
 
 INPUTS = ("data", "pretrain_load", "mask_search", "distill", "cache_learn", "evolve")
 
@@ -107,20 +106,6 @@ def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: 
     remove_cache(denoiser.model)
     batches = ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in visited)
     return calibrate_ranges(denoiser.model, batches, denoiser.joins())
-
-
-def cached_network(denoiser: Denoiser, recipe: Recipe) -> Predict:
-    """The denoiser with the recipe's cache plan live; `remove_cache` ends that."""
-    if recipe.cache is None:
-        return network(denoiser)
-    plan = recipe.cache
-    handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps)
-
-    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
-        handle.step = step
-        return denoiser(x, t, labels)
-
-    return predict
 
 
 def add_graph(folder: Path, recipe: Recipe, graphs: dict[str, Path]) -> None:

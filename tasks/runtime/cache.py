@@ -7,9 +7,9 @@
     remove_cache(model)
 
 Shipped inside packages. What is kept is the raw output of the sublayer's module, before a DiT block's gate, which uses the
-current timestep (Learning-to-Cache, arXiv 2406.01733, as its code does). A skipped sublayer returns the last output computed,
-or a forecast from the last two. Classifier-free guidance with both halves in one batch needs nothing special: a row sees what
-was kept of that row alone.
+current timestep (Learning-to-Cache, arXiv 2406.01733, as its code does). A skipped sublayer returns a weighted sum of its last
+outputs: the last one as it is, a first-order forecast in time, or weights that were learned for the plan. Classifier-free
+guidance with both halves in one batch needs nothing special: a row sees what was kept of that row alone.
 
 `step` counts evaluations of the network. Our solvers evaluate it once a step, so a plan has one row for each timestep.
 Learning-to-Cache moves its plan by one evaluation for DPM-Solver-2, a singlestep solver of two evaluations a step: the second
@@ -22,12 +22,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 ATTRIBUTE = "_sublayer_cache"
-FORECASTS = {"none": 1, "taylor": 2}  # what a skipped step makes its output from: how many computed outputs, the last ones
+FORECASTS = {"none": 1, "taylor": 2, "learned": 3}  # what a skipped output is made of: how many computed ones, the last
+
+Weights = Sequence[Sequence[Sequence[float]]]  # [step][sublayer] -> weights of its sources, last first; () where it is computed
 
 
 def sources(compute: Sequence[bool], forecast: str) -> list[tuple[int, ...]]:
-    """For every step of one sublayer the computed steps, last first, whose outputs it returns or forecasts from; () where it
-    is computed itself. The first reuse of a trajectory may have one output alone."""
+    """For every step of one sublayer the computed steps, last first, that a skipped output is made of; () where it is computed
+    itself. The first reuses of a trajectory may have fewer of them."""
     found: list[tuple[int, ...]] = []
     computed: list[int] = []
     for step, computes in enumerate(compute):
@@ -37,25 +39,45 @@ def sources(compute: Sequence[bool], forecast: str) -> list[tuple[int, ...]]:
     return found
 
 
-def extrapolate(t: float, outputs: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """The output at timestep t from [(t1, y1)] or [(t1, y1), (t0, y0)], last computed first: y1 itself, or TaylorSeer's first
-    order (arXiv 2503.06923), y1 + (t - t1) (y1 - y0) / (t1 - t0), in timesteps instead of steps: gaps may be uneven."""
-    t1, y1 = outputs[0]
-    if len(outputs) == 1:
-        return y1
-    t0, y0 = outputs[1]
-    return y1 + (y1 - y0) * ((t - t1) / (t1 - t0))
+def forecast_weights(t: float, times: Sequence[float]) -> tuple[float, ...]:
+    """Weights at timestep t of the outputs at t1 or t1, t0, last computed first: 1, or TaylorSeer's first order (arXiv
+    2503.06923), y1 + (t - t1) (y1 - y0) / (t1 - t0), in timesteps instead of steps: gaps may be uneven."""
+    if len(times) == 1:
+        return (1.0,)
+    t1, t0 = times
+    slope = (t - t1) / (t1 - t0)
+    return 1 + slope, -slope
+
+
+def weights_of(compute: Sequence[Sequence[bool]], forecast: str, timesteps: Sequence[float]) -> Weights:
+    """Of a plan whose weights are a formula, forecast none or taylor."""
+    columns = [sources(column, forecast) for column in zip(*compute, strict=True)]
+    return [[forecast_weights(t, [timesteps[source] for source in column[step]]) if column[step] else () for column in columns]
+            for step, t in enumerate(timesteps)]
+
+
+def combined(weights: Sequence[float], outputs: Sequence[Tensor]) -> Tensor:
+    """Weighted sum; a single output of weight 1 is returned as it is. Weights may be a tensor that is being trained."""
+    if len(outputs) == 1 and not isinstance(weights, Tensor) and weights[0] == 1:
+        return outputs[0]
+    total = weights[0] * outputs[0]
+    for weight, output in zip(weights[1:], outputs[1:], strict=True):
+        total = total + weight * output
+    return total
 
 
 class CachedForward:
     """Stands in for one sublayer's `forward`: computes and keeps what a later step needs, or answers from what is kept."""
 
-    def __init__(self, name: str, module: nn.Module, compute: tuple[bool, ...], handle: "CacheHandle"):
+    def __init__(self, name: str, module: nn.Module, found: list[tuple[int, ...]], weights: list[Sequence[float]],
+                 handle: "CacheHandle"):
+        """found: `sources` of every step. weights: of these."""
         self.name, self.handle = name, handle
+        self.sources = found
+        self.weigh: Callable[[int, Sequence[Tensor]], Sequence[float]] = lambda step, outputs: weights[step]
         self.forward: Callable[..., Tensor] = module.forward
         self.shadowed = vars(module).get("forward")  # another wrapper's, to be put back on removal
-        self.sources = sources(compute, handle.forecast)
-        self.needed = [{source for later in self.sources[step:] for source in later} for step in range(len(compute))]
+        self.needed = [{source for later in found[step:] for source in later} for step in range(len(found))]
         self.kept: dict[int, tuple[tuple, Tensor]] = {}  # step -> kind of its input, output
 
     def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
@@ -77,15 +99,15 @@ class CachedForward:
             if kind != kind_of(x):
                 raise ValueError(f"{self.name}: step {step} got {describe(kind_of(x))}, but would reuse the output for "
                                  f"{describe(kind)}; start the new trajectory at step 0")
-        times = self.handle.timesteps
-        return extrapolate(times[step], [(times[source], self.kept[source][1]) for source in self.sources[step]])
+        outputs = [self.kept[source][1] for source in self.sources[step]]
+        return combined(self.weigh(step, outputs), outputs)
 
 
 class CacheHandle:
     """The position in the trajectory, shared by all sublayers of one model. step 0 forgets everything kept."""
 
-    def __init__(self, timesteps: Sequence[float], forecast: str):
-        self.timesteps, self.forecast = tuple(timesteps), forecast
+    def __init__(self, steps: int):
+        self.steps = steps
         self.forwards: dict[str, CachedForward] = {}
         self._step = 0
 
@@ -95,8 +117,8 @@ class CacheHandle:
 
     @step.setter
     def step(self, step: int) -> None:
-        if not 0 <= step < len(self.timesteps):
-            raise ValueError(f"cache: step {step} is not between 0 and {len(self.timesteps) - 1}, the last step of the plan")
+        if not 0 <= step < self.steps:
+            raise ValueError(f"cache: step {step} is not between 0 and {self.steps - 1}, the last step of the plan")
         if step == 0:
             self.reset()
         self._step = step
@@ -109,21 +131,23 @@ class CacheHandle:
 
 
 def apply_cache(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Sequence[bool]], forecast: str = "none",
-                timesteps: Sequence[int] | None = None) -> CacheHandle:
-    """Make a cache plan live: where compute[step][sublayer] is False, that module is skipped and its last output returned.
+                timesteps: Sequence[int] | None = None, weights: Weights | None = None) -> CacheHandle:
+    """Make a cache plan live: where compute[step][sublayer] is False, that module is skipped, its last outputs answer.
 
-    sublayers: module paths in `model`, as `Denoiser.sublayers()` names them. forecast: none | taylor (see `extrapolate`), which
-    needs the timestep of every step. Replaces a plan applied before. Sublayers that every step computes are left untouched.
-    Raises ValueError for an unknown path or a plan of the wrong shape.
+    sublayers: module paths in `model`, as `Denoiser.sublayers()` names them. forecast: none | taylor, which needs the timestep
+    of every step | learned, which needs weights. Replaces a plan applied before. Sublayers that every step computes are left
+    untouched. Raises ValueError for an unknown path or a plan of the wrong shape.
     """
     check_plan(model, sublayers, compute)
-    check_forecast(forecast, timesteps, len(compute))
+    check_forecast(compute, forecast, timesteps, weights)
     remove_cache(model)
-    handle = CacheHandle(range(len(compute)) if timesteps is None else timesteps, forecast)
-    for name, column in zip(sublayers, zip(*compute, strict=True), strict=True):
+    handle = CacheHandle(len(compute))
+    table = weights or weights_of(compute, forecast, range(len(compute)) if timesteps is None else timesteps)
+    for i, (name, column) in enumerate(zip(sublayers, zip(*compute, strict=True), strict=True)):
         if not all(column):
             module = model.get_submodule(name)
-            module.forward = handle.forwards[name] = CachedForward(name, module, tuple(map(bool, column)), handle)
+            module.forward = handle.forwards[name] = CachedForward(name, module, sources(column, forecast),
+                                                                   [row[i] for row in table], handle)
     setattr(model, ATTRIBUTE, handle)
     return handle
 
@@ -152,13 +176,28 @@ def check_plan(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Seq
         raise ValueError("cache plan: step 0 computes every sublayer; there is nothing to reuse yet")
 
 
-def check_forecast(forecast: str, timesteps: Sequence[int] | None, steps: int) -> None:
+def check_forecast(compute: Sequence[Sequence[bool]], forecast: str, timesteps: Sequence[int] | None,
+                   weights: Weights | None) -> None:
     if forecast not in FORECASTS:
         raise ValueError(f"cache plan: forecast {forecast!r} is not one of {', '.join(FORECASTS)}")
-    if forecast != "none" and timesteps is None:
-        raise ValueError(f"cache plan: forecast {forecast} needs the timesteps of the {steps} steps")
-    if timesteps is not None and len(timesteps) != steps:
-        raise ValueError(f"cache plan: {len(timesteps)} timesteps for {steps} steps")
+    if forecast == "taylor" and timesteps is None:
+        raise ValueError(f"cache plan: forecast taylor needs the timesteps of the {len(compute)} steps")
+    if timesteps is not None and len(timesteps) != len(compute):
+        raise ValueError(f"cache plan: {len(timesteps)} timesteps for {len(compute)} steps")
+    if (forecast == "learned") != (weights is not None):
+        raise ValueError(f"cache plan: forecast {forecast} {'has no weights' if weights is None else 'takes no weights'}")
+    if weights is not None:
+        check_weights(compute, forecast, weights)
+
+
+def check_weights(compute: Sequence[Sequence[bool]], forecast: str, weights: Weights) -> None:
+    if len(weights) != len(compute):
+        raise ValueError(f"cache plan: weights of {len(weights)} steps for {len(compute)}")
+    for i, column in enumerate(zip(*compute, strict=True)):
+        for step, found in enumerate(sources(column, forecast)):
+            given = len(weights[step][i]) if i < len(weights[step]) else 0
+            if given != len(found):
+                raise ValueError(f"cache plan: step {step}, sublayer {i} has {given} weights for {len(found)} outputs")
 
 
 def kind_of(x: Tensor) -> tuple:

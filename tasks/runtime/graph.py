@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.core.denoiser import Denoiser
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
 from tasks.runtime.cache import ATTRIBUTE as LIVE_CACHE
-from tasks.runtime.cache import FORECASTS, extrapolate
+from tasks.runtime.cache import sources, weights_of
 from tasks.runtime.precision import Bf16Layer, live_precision
 
 INDEX, WEIGHTS = "graph.json", "weights.bin"
@@ -76,8 +76,19 @@ def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
     pool_weights(folder, len(masks))
     index = {"skipped": skipped, "reused": reused, "labelled": len(example) == 3,
              "steps": [masks.index(row) for row in plan.compute] if plan else None,
-             "forecast": plan.forecast if plan else "none", "inference_precision": rest_precision(model)}
+             "reuse": reuse(plan, recipe.timesteps, reused) if plan else {}, "inference_precision": rest_precision(model)}
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def reuse(plan: CachePlan, timesteps: Sequence[int], names: Sequence[str]) -> dict[str, list]:
+    """sublayer -> for every step [[computed step, weight], ...] of which a skipped output is the sum, [] where it is computed."""
+    weights = plan.weights or weights_of(plan.compute, plan.forecast, timesteps)
+    found = {}
+    for i, (name, column) in enumerate(zip(plan.sublayers, zip(*plan.compute, strict=True), strict=True)):
+        if name in names:
+            found[name] = [[list(pair) for pair in zip(steps, row[i], strict=True)]
+                           for steps, row in zip(sources(column, plan.forecast), weights, strict=True)]
+    return found
 
 
 @torch.no_grad()
@@ -163,9 +174,10 @@ def renumbered(xml: str) -> str:
 def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -> "GraphPredictor":
     """-> predict(x (batch, C, H, W) fp32, t (batch,) or scalar int64, labels (batch,) int64 or None, step) -> (batch, C, H, W).
 
-    Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; the tensors kept between steps are
-    shared by all graphs, the writer's output being the reader's input. A plan that forecasts has none to share: what is
-    computed is copied, and its forecast at t written where the next graph reads. config: further OpenVINO properties.
+    Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0. Where a skipped output is the last one
+    computed, the tensor kept between steps is shared by all graphs, the writer's output being the reader's input. A plan that
+    forecasts has none to share: every computed output is written to a buffer of its own, and the sum of these where the next
+    graph reads. config: further OpenVINO properties.
     Raises ValueError for another batch or a step that the cache plan does not have.
     """
     return GraphPredictor(Path(folder), batch, threads, config)
@@ -182,10 +194,10 @@ class GraphPredictor:
         self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["skipped"]))]
         self.requests = [compiled.create_infer_request() for compiled in self.compiled]
         self.cached: dict[str, object] = {}
-        self.looks_at = FORECASTS[self.index.get("forecast", "none")]
-        self.computed: dict[str, list[tuple[float, np.ndarray]]] = {}  # sublayer -> its last outputs, last first
+        plain = all([weight for _, weight in terms] in ([], [1]) for steps in self.index["reuse"].values() for terms in steps)
+        self.buffers = None if plain else Buffers(self.index["reuse"])
         for request, skipped in zip(self.requests, self.index["skipped"], strict=True):
-            if self.looks_at == 1:
+            if plain:
                 self._share_cached(request, skipped)
 
     def _share_cached(self, request, skipped: Sequence[str]) -> None:
@@ -203,15 +215,15 @@ class GraphPredictor:
         """(index of the graph's output, sublayer that it is of)"""
         return enumerate((name for name in self.index["reused"] if name not in skipped), start=1)
 
-    def _infer_with_forecasts(self, request, skipped: Sequence[str], t: float, step: int) -> None:
+    def _infer_with_sums(self, request, skipped: Sequence[str], step: int) -> None:
         if step == 0:
-            self.computed.clear()
+            self.buffers.reset()
         for i, name in self._taken(skipped):
-            request.get_input_tensor(i).data[:] = extrapolate(t, self.computed[name])
-        request.infer()
+            self.buffers.sum_into(request.get_input_tensor(i).data, name, step)
         for i, name in self._given(skipped):
-            output = t, request.get_output_tensor(i).data.copy()
-            self.computed[name] = [output, *self.computed.get(name, [])][: self.looks_at]
+            request.set_output_tensor(i, self.buffers.take(name, step, request.get_output_tensor(i)))
+        request.infer()
+        self.buffers.release(step)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         import openvino as ov
@@ -226,11 +238,47 @@ class GraphPredictor:
         arrays = [tensor.contiguous().numpy() for tensor in given]  # a name, so that they outlive the request's run
         for i, array in enumerate(arrays):
             request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
-        if self.looks_at == 1:
+        if self.buffers is None:
             request.infer()
         else:
-            self._infer_with_forecasts(request, self.index["skipped"][graph], float(t.reshape(-1)[0]), step)
+            self._infer_with_sums(request, self.index["skipped"][graph], step)
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+
+class Buffers:
+    """The outputs that later steps sum up, in tensors that are used in turns: an output is never copied."""
+
+    def __init__(self, terms: dict[str, list]):
+        """terms: as `reuse` returns them."""
+        self.terms = terms
+        self.last_use = {name: {source: step for step, found in enumerate(steps) for source, _ in found}
+                         for name, steps in terms.items()}
+        self.held: dict[str, dict[int, object]] = {name: {} for name in terms}  # computed step -> tensor
+        self.spare: dict[str, list] = {name: [] for name in terms}
+
+    def reset(self) -> None:
+        for name, held in self.held.items():
+            self.spare[name] += held.values()
+            held.clear()
+
+    def sum_into(self, array: np.ndarray, name: str, step: int) -> None:
+        """array = weighted sum of what the step is made of; in place, since this is what a skipped sublayer costs."""
+        (source, weight), *rest = self.terms[name][step]
+        np.multiply(self.held[name][source].data, np.float32(weight), out=array)
+        for source, weight in rest:
+            array += self.held[name][source].data * np.float32(weight)
+
+    def take(self, name: str, step: int, like) -> object:
+        """-> the tensor to which this step's output is written; like: one of its shape."""
+        import openvino as ov
+        self.held[name][step] = self.spare[name].pop() if self.spare[name] else ov.Tensor(like.element_type, like.shape)
+        return self.held[name][step]
+
+    def release(self, step: int) -> None:
+        """What no step after this one needs is free again."""
+        for name, held in self.held.items():
+            for source in [s for s in held if self.last_use[name].get(s, -1) <= step]:
+                self.spare[name].append(held.pop(source))
 
 
 def compile_static(path: Path, batch: int, properties: dict):

@@ -35,7 +35,7 @@ class PackedDenoiser(torch.nn.Module):
         self.model, self.recipe = model, recipe
         plan = recipe["cache"]
         self._cache = apply_cache(model, plan["sublayers"], plan["compute"], plan.get("forecast", "none"),
-                                  recipe["timesteps"]) if plan else None
+                                  recipe["timesteps"], plan.get("weights")) if plan else None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_) -> "PackedDenoiser":

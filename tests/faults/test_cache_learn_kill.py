@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of any of the three trainings: the next run goes on from the checkpoint to the same bytes."""
+"""SIGKILL in the middle of either training: the next run goes on from the checkpoint to the same bytes."""
 
 import signal
 import subprocess
@@ -6,18 +6,18 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from tasks.cache_learn.rollout import train_rollout
-from tasks.cache_learn.router import train_hard_router, train_router
+from tasks.cache_learn import forecast
+from tasks.cache_learn.router import train_router
 from tasks.core.checkpoint import Checkpoint
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
+from tasks.core.sampler import initial_noise
 from tests.unit.cache_learn.toy import Constant, Scale, ToyDenoiser, names, toy
 
 ROOT = Path(__file__).parents[2]
-STEPS = {"router": 300, "hard": 100, "rollout": 100}
+STEPS = {"router": 300, "forecast": 200}
 TIMESTEPS = (999, 799, 599, 399)
 CHILD = ("import sys; from tests.faults.test_cache_learn_kill import train; "
          "train(sys.argv[1], sys.argv[2], every_s=0.05, pause_s=0.005)")
@@ -35,17 +35,15 @@ def train(kind: str, folder: str | Path, every_s: float, pause_s: float = 0.0):
     made = toy(Constant(), Scale(-0.6))
     denoiser = Slow(made.model, made.schedule)
     denoiser.pause_s = pause_s
-    images = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(5)) * 2 - 1
-    how = {"steps": STEPS[kind], "batch": 8, "lr": 0.1, "label_dropout": 0.1, "seed": 0,
-           "checkpoint": Checkpoint(folder, "k" * 16, every_s)}
+    how = {"steps": STEPS[kind], "batch": 8, "lr": 0.1, "checkpoint": Checkpoint(folder, "k" * 16, every_s)}
     if kind == "router":
-        return train_router(denoiser, names(denoiser), images, None, TIMESTEPS, lam=1e-3, reduction="mean", **how)
-    how |= {"budget": 0.3, "max_masks": 3, "noise": 0.5}
-    if kind == "hard":
-        return train_hard_router(denoiser, names(denoiser), images, None, TIMESTEPS, reduction="mean", **how)
-    gap = np.arange(4) - np.arange(4)[:, None]
-    costs = np.where(gap >= 0, gap, np.inf)[None].repeat(2, axis=0)
-    return train_rollout(denoiser, names(denoiser), costs, Recipe(timesteps=TIMESTEPS), window=2, forecast="taylor", **how)
+        images = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(5)) * 2 - 1
+        return train_router(denoiser, names(denoiser), images, None, TIMESTEPS, lam=1e-3, reduction="mean", label_dropout=0.1,
+                            seed=0, **how)
+    plan = CachePlan(sublayers=tuple(names(denoiser)), compute=((True, True), (False, True), (True, False), (False, False)))
+    noise = initial_noise(denoiser.sample_shape, range(16), 0)
+    reference = forecast.Reference.of(denoiser, Recipe(timesteps=TIMESTEPS), names(denoiser), noise, None)
+    return forecast.train(forecast.fit(plan, reference)[0], reference, window=2, **how)
 
 
 @pytest.mark.parametrize("kind", STEPS)

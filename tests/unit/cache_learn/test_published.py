@@ -323,7 +323,7 @@ def test_the_command_writes_a_plan_like_the_stage(tmp_path, capsys):
     written = json.loads((tmp_path / "plan.json").read_text())
     router = read_router(path, 4)
     plan = published_plan(router, 0.1)
-    assert written.keys() == {"timesteps", "sublayers", "compute", "forecast"}
+    assert written.keys() == {"timesteps", "sublayers", "compute", "forecast", "weights"}
     recipe = Recipe.from_json({"timesteps": written.pop("timesteps"), "cache": written})
     assert recipe == Recipe(timesteps=router.timesteps, cache=plan)
     assert f"of 224 sublayer evaluations removed ({plan.removed_share:.1%})" in capsys.readouterr().out
@@ -332,7 +332,7 @@ def test_the_command_writes_a_plan_like_the_stage(tmp_path, capsys):
 def test_the_command_gives_uvit_no_timesteps(tmp_path):
     torch.save(random_routers(4, 58), tmp_path / "r.pth")
     main([str(tmp_path / "r.pth"), "--steps", "4", "--theta", "0.9", "--out", str(tmp_path / "plan.json")])
-    assert json.loads((tmp_path / "plan.json").read_text()).keys() == {"sublayers", "compute", "forecast"}
+    assert json.loads((tmp_path / "plan.json").read_text()).keys() == {"sublayers", "compute", "forecast", "weights"}
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch):

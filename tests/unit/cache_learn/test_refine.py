@@ -69,6 +69,8 @@ def test_the_table_proposes_every_number_of_masks_with_each_forecast():
     costs = np.where(np.triu(np.ones((10, 10), bool), 1), RNG.random((4, 10, 10)), np.inf)
     costs[:, range(10), range(10)] = 0
     found = proposals(costs, SUBLAYERS, 0.3, 4, "taylor")
-    assert [plan.forecast for plan in proposals(costs, SUBLAYERS, 0.3, 2, "none")] == ["none"]
-    assert [plan.forecast for plan in found] == ["none", "taylor"] * 3
-    assert all(len(plan.masks) <= 2 + i // 2 and plan.removed_share >= 0.3 for i, plan in enumerate(found))
+    assert [plan.forecast for plan in proposals(costs, SUBLAYERS, 0.3, 2, "none")] == ["none"] * 2, "the table's and two rules"
+    assert [plan.forecast for plan in proposals(costs, SUBLAYERS, 0.3, 2, "learned")] == ["none"] * 3, "weights come later"
+    assert [plan.forecast for plan in found] == ["none", "taylor"] * 5
+    assert all(len(plan.masks) <= 2 + i // 2 and plan.removed_share >= 0.3 for i, plan in enumerate(found[:6]))
+    assert all(len(plan.masks) == 2 and plan.removed_share == 0.3 for plan in found[6:])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tasks.cache_learn.leader import Leader
 from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.router import (
     distance,
@@ -14,7 +13,6 @@ from tasks.cache_learn.router import (
     router_loss,
     step_pairs,
     threshold_plan,
-    train_hard_router,
     train_router,
 )
 from tasks.core.checkpoint import Checkpoint
@@ -127,35 +125,6 @@ def test_router_costs_allow_reuse_from_full_to_cache_steps_alone():
     assert (off_diagonal < 1).sum() == 4
     plan = plan_from_costs(costs, ["a", "b"], 3 / 8, 4)
     assert plan.compute == ((True, True), (False, True), (True, True), (False, False))
-
-
-def trained_hard(denoiser, folder, every_s=1e9, **changed):
-    how = {"budget": 0.2, "max_masks": 4, "steps": 40, "batch": 8, "lr": 0.1, "noise": 0.5, "reduction": "mean",
-           "label_dropout": 0.5, "seed": 0, **changed}
-    return train_hard_router(denoiser, names(denoiser), images(), None, TIMESTEPS, **how,
-                             checkpoint=Checkpoint(folder, "h" * 16, every_s))
-
-
-def test_hard_training_finds_the_sublayer_that_is_free_to_reuse(tmp_path):
-    """Of two cache steps with two sublayers, budget 0.2 removes exactly 2 of 10 evaluations: the constant's."""
-    plan, curve = trained_hard(toy(Constant(), Scale(-0.6)), tmp_path)
-    assert plan.compute == ((True, True), (False, True)) * 2 + ((True, True),)
-    assert plan.removed_share == pytest.approx(0.2) and curve[-1][0] == 40
-
-
-def test_hard_training_keeps_the_budget_at_every_step(tmp_path, monkeypatch):
-    shares = []
-    monkeypatch.setattr(Leader, "learn", lambda self, compute, *_: shares.append((~compute).float().mean().item()))
-    trained_hard(toy(Constant(), Scale(-0.6)), tmp_path, budget=0.3)
-    assert shares == pytest.approx([0.3] * 40)
-
-
-def test_a_resumed_hard_training_ends_as_an_undisturbed_one(tmp_path):
-    denoiser = toy(Scale(0.2), Scale(-0.6))
-    whole = trained_hard(denoiser, tmp_path / "whole", steps=60)
-    with pytest.raises(InterruptedError):
-        trained_hard(Dying(denoiser.model, denoiser.schedule), tmp_path / "cut", every_s=0, steps=60)
-    assert trained_hard(denoiser, tmp_path / "cut", every_s=0, steps=60) == whole
 
 
 def test_a_gates_gradient_by_hand():

@@ -20,14 +20,14 @@ DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out
 ROUTER = {"steps": 4, "batch": 2, "lr": 0.3, "lam": 1e-4, "reduction": "mean", "theta": 0.1, "label_dropout": 0.1}
 PARAMS = {"base_steps": 6, "spacing": "uniform", "solver": "ddim", "grid": 4, "error_samples": 2, "max_gap": 2, "budget": 0.3,
           "max_masks": 3, "forecast": "taylor", "validation": 2, "seed": 0}
-HARD = {"along": "trajectory", "steps": 0, "batch": 2, "lr": 0.1, "noise": 0.1, "window": 6, "label_dropout": 0.1}
+WEIGHTS = {"steps": 3, "batch": 2, "lr": 0.01, "window": 6}
 
 
 def params(**changed) -> stage.Params:
-    router, hard = {**ROUTER, **changed.pop("router", {})}, {**HARD, **changed.pop("hard", {})}
+    router, weights = {**ROUTER, **changed.pop("router", {})}, {**WEIGHTS, **changed.pop("weights", {})}
     refine = {"images": 2, "tries": 3, **changed.pop("refine", {})}
     return stage.Params(**{**PARAMS, **changed}, refine=stage.RefineParams(**refine),
-                        router=stage.RouterParams(**router), hard=stage.HardParams(**hard))
+                        router=stage.RouterParams(**router), weights=stage.WeightsParams(**weights))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_what_it_writes_agrees_with_itself(run):
     timesteps = plan.pop("timesteps")
     assert interpolate_errors(errors, grid["timesteps"], timesteps).shape == (4, 6, 6)
     shipped = CachePlan.from_json(plan)
-    assert shipped.forecast == grid["forecast"] == "taylor" and "hard" not in report.numbers["plans"]
+    assert shipped.forecast == grid["forecast"] == "taylor"
     chosen = report.numbers["plans"][report.numbers["chosen"]]
     assert shipped.removed_share == chosen["removed_share"] >= 0.3 and len(shipped.masks) == chosen["masks"] <= 3
     other = report.numbers["plans"]["router" if report.numbers["chosen"] == "errors" else "errors"]
@@ -73,22 +73,22 @@ def test_what_it_writes_agrees_with_itself(run):
     assert {int(r["timestep"]) for r in rows} == {timesteps[i] for i in (1, 3, 5)}
 
 
-def test_the_same_bytes_twice(run):
-    (first, a), (second, b) = run("a"), run("b")
+@pytest.mark.parametrize("forecast", ["taylor", "learned"])
+def test_the_same_bytes_twice(run, forecast):
+    (first, a), (second, b) = run("a", forecast=forecast), run("b", forecast=forecast)
     assert first == second
     assert {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
 
 
-@pytest.mark.parametrize("along", ["pairs", "trajectory"])
-def test_hard_gates_are_trained_within_the_budget_and_the_masks(run, along):
-    report, out = run(hard={"along": along, "steps": 3}, budget=0.3)
-    hard = report.numbers["plans"]["hard"]
-    assert hard["removed_share"] == pytest.approx(8 / 24) and hard["masks"] <= 3, "the least number that is 0.3 of 24"
-    with open(out / "hard_curve.csv", newline="") as file:
+def test_learned_weights_ship_and_other_lists_get_a_formula(run):
+    report, out = run(forecast="learned")
+    shipped = json.loads((out / "plan.json").read_text())
+    del shipped["timesteps"]
+    assert CachePlan.from_json(shipped).forecast == "learned" and json.loads((out / "grid.json").read_text())["forecast"] == "taylor"
+    with open(out / "forecast_curve.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
-    plans = report.numbers["plans"]
-    learned = {name: plans[name]["rollout_mse_median"] for name in ("errors", "router", "hard")}
-    assert learned[report.numbers["chosen"]] == min(learned.values())
+    taylor = run("taylor")[0].numbers["plans"]
+    assert report.numbers["plans"]["errors"]["removed_share"] == taylor["errors"]["removed_share"]
 
 
 def test_the_forecast_is_live_where_plans_are_compared(run):
@@ -118,8 +118,7 @@ def test_no_budget_removes_nothing_and_costs_nothing(run):
     ({"router": {"reduction": "max"}}, "router.reduction: 'max'"),
     ({"router": {"theta": 2.0}}, "router.theta: 2.0"),
     ({"forecast": "cubic"}, "forecast: 'cubic'"),
-    ({"hard": {"along": "steps"}}, "hard.along: 'steps'"),
-    ({"hard": {"window": 1}}, "hard.window: 1 is not between 2 and 1000"),
+    ({"weights": {"window": 0}}, "weights.window: 0 is not between 1 and 1000"),
 ])
 def test_params_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):

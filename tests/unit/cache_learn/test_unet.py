@@ -1,12 +1,12 @@
-"""Resnets and attention blocks of a UNet are units of the table, the router and the rollout, as a DiT's sublayers are."""
+"""Resnets and attention blocks of a UNet are units of the table, the router and learned forecasts, as a DiT's sublayers are."""
 
 import numpy as np
 import pytest
 import torch
 
 from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
+from tasks.cache_learn.forecast import Reference, fit, run_plan
 from tasks.cache_learn.plan import plan_from_costs
-from tasks.cache_learn.rollout import train_rollout
 from tasks.cache_learn.router import train_router
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import build
@@ -66,11 +66,11 @@ def test_the_router_reaches_every_unit(denoiser, tmp_path):
     assert (moved.max(dim=0).values > 0).all()
 
 
-def test_a_rollout_plans_every_unit(denoiser, table, tmp_path):
+def test_a_plan_of_units_learns_its_weights(denoiser, table):
     costs = interpolate_errors(table, TIMESTEPS, TIMESTEPS)
-    plan, curve = train_rollout(denoiser, UNITS, costs, Recipe(timesteps=TIMESTEPS), budget=0.25, max_masks=3, steps=2, batch=2,
-                                lr=0.1, noise=0.0, window=4, forecast="taylor", label_dropout=0.0, seed=0,
-                                checkpoint=Checkpoint(tmp_path, "u" * 16))
+    plan = plan_from_costs(costs, UNITS, 0.25, 3)
     assert plan.sublayers == tuple(UNITS) and plan.removed_share == 0.25 and len(plan.masks) <= 3
-    assert np.isfinite([loss for _, loss in curve]).all()
-    assert plan_from_costs(costs, UNITS, 0.25, 3).removed_share == 0.25
+    reference = Reference.of(denoiser, Recipe(timesteps=TIMESTEPS), UNITS, initial_noise(denoiser.sample_shape, range(4), 0), None)
+    fitted, images = fit(plan, reference)
+    assert torch.allclose(run_plan(fitted, reference), images, atol=1e-4)
+    assert reference.distance(images) < reference.distance(run_plan(plan, reference))

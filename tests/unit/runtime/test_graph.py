@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.runtime.cache import apply_cache, remove_cache
+from tasks.runtime.cache import apply_cache, remove_cache, sources
 from tasks.runtime.graph import export, live_graph, open_graph
 from tasks.runtime.precision import apply_precision, calibrate_ranges, remove_precision
 
@@ -24,14 +24,17 @@ def ranges(tiny_denoiser, tiny_states):
 def staggered(tiny_denoiser, forecast="none"):
     """Every sublayer is skipped at two of three later steps, the first ones at other steps than the last."""
     names = tuple(s.name for s in tiny_denoiser.sublayers())
-    return CachePlan(sublayers=names, compute=tuple(tuple(step == 0 or (step + i) % 3 == 0 for i in range(len(names)))
-                                                    for step in range(len(TIMESTEPS))), forecast=forecast)
+    compute = tuple(tuple(step == 0 or (step + i) % 3 == 0 for i in range(len(names))) for step in range(len(TIMESTEPS)))
+    columns = [sources(column, forecast) for column in zip(*compute, strict=True)]
+    weights = tuple(tuple(tuple(1.3 - 0.4 * j for j in range(len(column[step]))) for column in columns)
+                    for step in range(len(compute)))
+    return CachePlan(sublayers=names, compute=compute, forecast=forecast, weights=weights if forecast == "learned" else None)
 
 
 def relative_errors(tiny_denoiser, recipe, predict, tiny_states):
     """Of each step, over two trajectories with other inputs, against torch with the same cache live."""
     plan, errors = recipe.cache, []
-    handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, TIMESTEPS)
+    handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, TIMESTEPS, plan.weights)
     for trajectory in range(2):
         for step in range(recipe.nfe):
             inputs = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
@@ -51,7 +54,7 @@ def matrix_precisions(predict):
     return Counter(n["runtimePrecision"].astype(str) for n in nodes if n["layerType"].astype(str) in MATRIX_NODES)
 
 
-@pytest.mark.parametrize("forecast", ["none", "taylor"])
+@pytest.mark.parametrize("forecast", ["none", "taylor", "learned"])
 def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states, forecast):
     recipe = Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser, forecast))
     predict = live_graph(tiny_denoiser, recipe, BATCH)

@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 
 from tasks.core.denoiser import Denoiser, build
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import initial_noise, labels_for, sample
+from tasks.core.sampler import cached_network, initial_noise, labels_for, sample
 from tasks.core.sparsity import kept_shares, nm_mask
-from tasks.package.stage import cached_network
 from tasks.package.write import write_package
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.packed import PackedDenoiser
