@@ -7,22 +7,37 @@ runs/cache, which it builds once. `python -m benchmarks.cache plot` draws what t
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import results
 from benchmarks.cache import study
-from benchmarks.cache.arms import ARMS, JUDGED, OURS, PLANS, TEACHERS, TIMED, Cell, cells, finalists
+from benchmarks.cache.arms import (
+    ARMS,
+    CONVERGED,
+    JUDGED,
+    OURS,
+    PLANS,
+    TEACHERS,
+    TIMED,
+    Cell,
+    break_even,
+    cells,
+    finalists,
+    trained,
+)
 from benchmarks.cache.compare import distances, nearer
 from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, open_lab
 from benchmarks.cache.plot import draw
 from benchmarks.environment import Environment
 
 HOME, WORK = Path(__file__).parent, Path("runs/cache")
-PARTS = ("fidelity", "speed", "finalists")
-DONE_BY = {"fidelity": "fidelity", "speed": "speedup_eager", "finalists": "loss"}  # the metric that says a cell has had it
+PARTS = ("fidelity", "finalists", "break_even", "router", "speed")
+DONE_BY = {"fidelity": "fidelity", "finalists": "loss", "break_even": "converged_distance", "router": "router_s",
+           "speed": "speedup_eager"}  # the metric that says a cell has had it
 
 
 class Study:
@@ -55,8 +70,7 @@ class Study:
         due = [cell for cell in chosen if not self.has(cell, DONE_BY[part])]
         if part == "speed":
             return study.groups([cell for cell in due if cell.solver == TIMED])
-        last = [cell for name in JUDGED for cell in finalists(name)]
-        return [[cell] for cell in due if part == "fidelity" or cell in last]
+        return [[cell] for cell in due]
 
     def run(self, part: str, chosen: list[Cell]) -> None:
         jobs, started = self.jobs(part, chosen), time.monotonic()
@@ -87,22 +101,34 @@ class Study:
         protocol = f"{self.sizes.finalists} samples, OpenVINO fp32, report net, paired bootstrap"
         yield from self.rows(cell, numbers | {"seconds_judging": time.monotonic() - began}, protocol)
 
-    # ---- the comparison, made anew each time ----
+    def break_even(self, job: list[Cell], began: float) -> Iterator[dict]:
+        cell, = job
+        numbers = study.to_converged(cell, self.lab(cell.teacher))
+        protocol = f"{self.sizes.pairs} pairs, batch {BATCH}, eager fp32, report net, to {CONVERGED.variant}"
+        yield from self.rows(cell, numbers | {"seconds_converged": time.monotonic() - began}, protocol)
+
+    def router(self, job: list[Cell], began: float) -> Iterator[dict]:
+        cell, = job
+        lab = self.lab(cell.teacher)
+        yield from self.rows(cell, study.router_time(cell, lab), f"{study.machine()}; {lab.learn.router.steps} steps")
+
+    # ---- the comparison ----
 
     def compare(self) -> None:
+        """Made anew for every teacher and setting whose samples lie in the work folder; those of another machine are kept."""
         measured = [cell for cell in cells() if self.has(cell, "fidelity")]
-        found = []
         for teacher, setting in dict.fromkeys((cell.teacher, cell.setting) for cell in measured):
             group = [cell for cell in measured if (cell.teacher, cell.setting) == (teacher, setting)]
-            found += self.compared(group, self.lab(teacher))
-        results.replace(self.results, lambda row: row["metric"].startswith("behind"), found)
+            if all(self.path(cell).exists() for cell in group):
+                found = self.compared(group, self.lab(teacher))
+                results.replace(self.results, partial(is_comparison, teacher, setting), found)
 
     def compared(self, group: list[Cell], lab: Lab) -> list[dict]:
         """Rows of one setting; none before ours is measured."""
         removed = {row["variant"]: float(row["value"]) for row in results.read(self.results)
                    if row["teacher"] == lab.name and row["metric"] == "removed_share"}
         base = lab.uncached(group[0].solver, group[0].nfe)
-        points = {cell: (removed[cell.variant], distances(self.features(cell, lab), base) / lab.unit) for cell in group}
+        points = {cell: (removed[cell.variant], distances(np.load(self.path(cell)), base) / lab.unit) for cell in group}
         ours = [points[cell] for cell in group if cell.arm.name == OURS]
         others = {cell: points[cell] for cell in group if cell.arm not in PLANS}
         if not ours:
@@ -110,12 +136,16 @@ class Study:
         protocol = f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, Holm over {len(others)} cells"
         return [row for cell, numbers in nearer(ours, others).items() for row in self.rows(cell, numbers, protocol)]
 
-    def features(self, cell: Cell, lab: Lab) -> np.ndarray:
-        return np.load(lab.folder / "features" / f"{study.features_path(cell, self.sizes.pairs)}.npy")
+    def path(self, cell: Cell) -> Path:
+        """Of the features of its samples."""
+        return self.work / cell.teacher / "features" / f"{study.features_path(cell, self.sizes.pairs)}.npy"
 
 
-MEASURES: dict[str, Callable[[Study, list[Cell], float], Iterator[dict]]] = {
-    "fidelity": Study.fidelity, "speed": Study.speed, "finalists": Study.finalists}
+def is_comparison(teacher: str, setting: str, row: Mapping) -> bool:
+    return row["metric"].startswith("behind") and row["teacher"] == teacher and row["variant"].startswith(f"{setting}/")
+
+
+MEASURES: dict[str, Callable[[Study, list[Cell], float], Iterator[dict]]] = {part: getattr(Study, part) for part in PARTS}
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -130,8 +160,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def wanted(asked: argparse.Namespace, sizes: Sizes) -> list[Cell]:
-    return [cell for cell in cells() if cell.nfe in sizes.nfes and asked.arm in (None, cell.arm.name)
+def wanted(asked: argparse.Namespace, sizes: Sizes, part: str) -> list[Cell]:
+    """Of the part, those asked for; a trial takes the fewer steps alone."""
+    there = {"break_even": break_even, "router": trained, "finalists": lambda: [c for name in JUDGED for c in finalists(name)]}
+    return [cell for cell in there.get(part, cells)() if cell.nfe <= max(sizes.nfes) and asked.arm in (None, cell.arm.name)
             and asked.teacher in (None, cell.teacher) and asked.setting in (None, cell.setting)]
 
 
@@ -142,13 +174,13 @@ def carry_out(asked: argparse.Namespace) -> None:
         return
     if asked.list:
         for part in parts:
-            for job in work.jobs(part, wanted(asked, work.sizes)):
+            for job in work.jobs(part, wanted(asked, work.sizes, part)):
                 print(part, job[0].teacher, *(cell.variant for cell in job))
         return
     if asked.command == "run":
         Environment("cache").enter(sys.argv[1:])
         for part in parts:
-            work.run(part, wanted(asked, work.sizes))
+            work.run(part, wanted(asked, work.sizes, part))
     work.compare()
 
 

@@ -7,8 +7,8 @@ TEACHERS = ("mnist_dit", "mnist_unet")
 DIT, UNET = TEACHERS
 SOLVERS, NFES = ("ddim", "dpm2m"), (20, 50)
 TIMED = SOLVERS[0]  # the solver under which speed is measured: its own arithmetic takes no time beside the network's
-BUDGETS, HALVES = (0.1, 0.25, 0.4, 0.6), (0.1, 0.25, 0.4)  # shares of all sublayer evaluations to remove; of those that compute
-                                                           # every second step in full
+BUDGETS = (0.1, 0.25, 0.4, 0.6)  # shares of all sublayer evaluations to remove
+HALVES = BUDGETS[:3]             # by what computes every second step in full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,9 @@ class Arm:
 
 OURS = "refined"
 PLANS = (
-    Arm(name=OURS, make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4}, backends=("eager", "openvino")),
+    Arm(name=OURS, make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "learned": True},
+        backends=("eager", "openvino")),
+    Arm(name="table", make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "learned": False}),
     Arm(name="errors", make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "taylor"}),
     Arm(name="errors_reuse", make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "none"}),
     Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
@@ -92,6 +94,26 @@ def cells() -> Iterator[Cell]:
             for solver in SOLVERS:
                 yield from (Cell(teacher=teacher, solver=solver, nfe=nfe, arm=arm, value=value)
                             for arm in ARMS if teacher in arm.teachers for value in arm.values)
+
+
+def arm(name: str) -> Arm:
+    return next(one for one in ARMS if one.name == name)
+
+
+CONVERGED = Cell(teacher=DIT, solver="dpm2m", nfe=50)  # what both ways to a cheaper image are measured against
+FEWEST = (6, 8, 12, 16, 20)                            # steps from which they start
+SAVED = 0.25                                           # of the evaluations of all sublayers, or of the steps
+
+
+def break_even() -> list[Cell]:
+    """DPM-Solver++ at few steps, a quarter of its work saved by our cache, or by taking that many steps fewer."""
+    return [Cell(teacher=DIT, solver="dpm2m", nfe=nfe, arm=arm(name), value=SAVED)
+            for nfe in FEWEST for name in (OURS, "fewer_steps")]
+
+
+def trained() -> list[Cell]:
+    """The router whose training is timed, at the steps that it is published for."""
+    return [Cell(teacher=DIT, solver="ddim", nfe=NFES[0], arm=arm("router"), value=SAVED)]
 
 
 def finalists(name: str) -> list[Cell]:

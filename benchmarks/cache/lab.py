@@ -83,14 +83,15 @@ class Lab:
 
     def beta(self, nfe: int) -> Tensor:
         """The router's (pairs, S) for the uniform list of `nfe` steps."""
-        return torch.from_numpy(kept_features(self, f"router-{nfe}", lambda: trained_router(self, nfe).numpy()))
+        checkpoint = Checkpoint(self.folder / "checkpoints", f"router-{nfe}")
+        return torch.from_numpy(kept_features(self, f"router-{nfe}", lambda: trained_router(self, nfe, checkpoint).numpy()))
 
-    def refined(self, recipe: Recipe, budget: float, max_masks: int) -> CachePlan:
+    def refined(self, recipe: Recipe, budget: float, max_masks: int, learned: bool) -> CachePlan:
         """Kept, as cells of several parts share it; its noises are not those of what is judged."""
-        path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}.json"
+        path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}{'' if learned else '-table'}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, asdict(refined_plan(self, recipe, budget, max_masks)))
+            write_json(path, asdict(refined_plan(self, recipe, budget, max_masks, learned)))
         return CachePlan.from_json(read_json(path))
 
     def uncached(self, solver: str, nfe: int) -> np.ndarray:
@@ -139,15 +140,17 @@ def error_table(lab: Lab) -> np.ndarray:
                           keep=lambda now: checkpoint.save_if_due(lambda: {"errors": torch.from_numpy(now)}))
 
 
-def refined_plan(lab: Lab, recipe: Recipe, budget: float, max_masks: int) -> CachePlan:
-    """As cache_learn makes it for its base list."""
+def refined_plan(lab: Lab, recipe: Recipe, budget: float, max_masks: int, learned: bool) -> CachePlan:
+    """As cache_learn makes it for its base list, or, not learned, the best of what it proposes without learning."""
     how = dataclasses.replace(lab.learn, budget=budget, max_masks=max_masks)
+    if not learned:
+        how = dataclasses.replace(how, forecast="taylor", refine=dataclasses.replace(how.refine, tries=0))
     reference = cache_stage.reference_of(lab.teacher, recipe, lab.sublayers, how)
     folder = lab.folder / "checkpoints" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}"
     return cache_stage.refined_plan(lab.errors, lab.grid, reference, how, lambda name: Checkpoint(folder, name))[0]
 
 
-def trained_router(lab: Lab, nfe: int) -> Tensor:
+def trained_router(lab: Lab, nfe: int, checkpoint: Checkpoint) -> Tensor:
     how = lab.learn.router
     images = torch.from_numpy(np.load(lab.data / "train.npy")).float() / 127.5 - 1
     labels = load_labels(lab.data, "train") if lab.teacher.num_classes else None
@@ -155,5 +158,5 @@ def trained_router(lab: Lab, nfe: int) -> Tensor:
         lab.teacher, lab.sublayers, images, None if labels is None else torch.from_numpy(labels),
         spaced_timesteps(lab.teacher.schedule, nfe), steps=how.steps, batch=how.batch, lr=how.lr, lam=how.lam,
         reduction=how.reduction, label_dropout=how.label_dropout, seed=lab.learn.seed,
-        checkpoint=Checkpoint(lab.folder / "checkpoints", f"router-{nfe}"))
+        checkpoint=checkpoint)
     return beta

@@ -2,17 +2,20 @@
 
 import copy
 import statistics
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.cache import rules
-from benchmarks.cache.arms import SUBLAYERS, Cell
-from benchmarks.cache.lab import BATCH, NOISE, Lab, sampled_features, uniform
+from benchmarks.cache.arms import CONVERGED, SUBLAYERS, Cell
+from benchmarks.cache.lab import BATCH, NOISE, Lab, sampled_features, trained_router, uniform
 from benchmarks.cache.packages import PACKAGES
 from benchmarks.cache.work import counted_calls
 from benchmarks.sparsity.lab import kept_features
@@ -21,6 +24,7 @@ from tasks.cache_learn.baselines import time_threshold, uniform_interval
 from tasks.cache_learn.plan import plan_from_costs, plan_from_errors, step_weights
 from tasks.cache_learn.router import router_costs
 from tasks.core import quality
+from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.machine import describe
 from tasks.core.recipe import CachePlan, Recipe
@@ -50,8 +54,8 @@ def errors(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int, forecast:
     return replace(plan, forecast=forecast)
 
 
-def refined(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
-    return lab.refined(recipe, budget, max_masks)
+def refined(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int, learned: bool) -> CachePlan:
+    return lab.refined(recipe, budget, max_masks, learned)
 
 
 def router(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:
@@ -123,7 +127,25 @@ def many(lab: Lab, cell: Cell, n: int) -> np.ndarray:
         lab, live_graph(lab.teacher, recipe, BATCH), recipe, n, f"{lab.name} {cell.variant}"))
 
 
+def to_converged(cell: Cell, lab: Lab) -> dict[str, float]:
+    """Distance to the images that DPM-Solver++ ends at, and what the way there costs, in evaluations of the whole network."""
+    run, pairs = opened(cell, lab), lab.sizes.pairs
+    with counted_calls(run.layers) as calls:
+        found = sampled_features(lab, run.predict, run.recipe, pairs, f"{lab.name} {cell.variant}")
+    evaluations = lab.meter.shares(calls, -(-pairs // BATCH))["macs_share"]
+    return {"converged_evaluations": evaluations,
+            "converged_distance": quality.paired_distance(found, lab.uncached(CONVERGED.solver, CONVERGED.nfe)) / lab.unit}
+
+
 # ---- speed ----
+
+def router_time(cell: Cell, lab: Lab) -> dict[str, float]:
+    """Seconds of training the router from nothing; its checkpoints are kept as in use."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        trained_router(lab, cell.nfe, Checkpoint(Path(folder), "router"))
+        return {"router_s": time.monotonic() - began}
+
 
 def timed(cells: list[Cell], lab: Lab) -> dict[str, dict[str, float]]:
     """Variant -> its numbers, for all strengths of one arm under one setting: whole trajectories of BATCH images, in turns with

@@ -106,6 +106,10 @@ def scales_of(table, target: str) -> list[plots.Scale]:
             for name, column, show in shown]
 
 
+SKIPPED = {"none": ("reuse the last output", "reused"), "taylor": ("are forecast from the last two outputs", "forecast"),
+           "learned": ("are weighted sums of the last outputs, weights learned", "weighted sum")}
+
+
 def cache(package: Path) -> Plot | None:
     """The plan that ships; where the search chose none, the one of the variant `cache`."""
     recipes = {name: read_recipe(package, name) for name in ("compressed", "cache")}
@@ -114,8 +118,7 @@ def cache(package: Path) -> Plot | None:
         return None
     recipe = recipes[name]
     plan = recipe.cache
-    said, key = (("reuse the last output", "reused") if plan.forecast == "none" else
-                 ("are forecast from the last two outputs", "forecast"))
+    said, key = SKIPPED[plan.forecast]
     other = "" if name == "compressed" else " The search chose no cache for compressed: this is the plan of the variant cache."
     return Plot(title="Layer cache",
                 svg=plots.cache([short(s) for s in plan.sublayers], np.asarray(plan.compute), recipe.timesteps),

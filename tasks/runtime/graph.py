@@ -1,4 +1,4 @@
-"""A compressed model as OpenVINO graphs: one for each distinct step mask of the cache plan. Not shipped inside packages.
+"""A compressed model as OpenVINO graphs: one or two for each distinct step mask of the cache plan. Not shipped inside packages.
 
 Integer layers run as integers: OpenVINO's low-precision transformations turn FakeQuantize on a layer's input and
 int8 -> Convert -> Multiply on its weights into one u8 x i8 kernel. bf16 layers run as bf16. Everything else (norms, softmax,
@@ -14,6 +14,7 @@ import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,36 +60,57 @@ def recorded(model: nn.Module, sublayers: Sequence[str]) -> Iterator[dict[str, T
 def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
     """Write the graphs of a diffusers model on which masks and precision are live and a cache is not.
 
-    folder gets `<i>.xml` for step mask i, `weights.bin` that all share, and `graph.json`. The batch is open until `open_graph`.
-    Raises ValueError if the live precision is not the recipe's or a cache is live.
+    folder gets `<i>.xml` for form i of a step, `weights.bin` that all share, and `graph.json`. The batch is open until
+    `open_graph`. Raises ValueError if the live precision is not the recipe's or a cache is live.
     """
     import openvino as ov
     check_live(model, recipe)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     example, plan = example_inputs(model), recipe.cache
-    names, masks = (plan.sublayers, plan.masks) if plan else ((), [()])
-    reused = [name for i, name in enumerate(names) if not all(mask[i] for mask in masks)]
-    whole = trace(model, example, reused)
-    skipped = [[name for name in reused if not mask[names.index(name)]] for mask in masks]
-    for i, names_skipped in enumerate(skipped):
-        ov.save_model(cut(whole, reused, names_skipped), folder / f"{i}.xml", compress_to_fp16=False)
-    pool_weights(folder, len(masks))
-    index = {"skipped": skipped, "reused": reused, "labelled": len(example) == 3,
-             "steps": [masks.index(row) for row in plan.compute] if plan else None,
-             "reuse": reuse(plan, recipe.timesteps, reused) if plan else {}, "inference_precision": rest_precision(model)}
+    terms = sums(plan, recipe.timesteps) if plan else {}
+    steps = step_forms(terms, recipe.nfe)
+    forms = list(dict.fromkeys(steps))
+    whole = trace(model, example, list(terms))
+    for i, form in enumerate(forms):
+        ov.save_model(cut(whole, list(terms), form), folder / f"{i}.xml", compress_to_fp16=False)
+    pool_weights(folder, len(forms))
+    index = {"forms": [{"skipped": form.skipped, "kept": form.kept, "summed": form.summed} for form in forms],
+             "labelled": len(example) == 3, "steps": [forms.index(form) for form in steps] if plan else None, "sums": terms,
+             "inference_precision": rest_precision(model)}
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
-def reuse(plan: CachePlan, timesteps: Sequence[int], names: Sequence[str]) -> dict[str, list]:
-    """sublayer -> for every step [[computed step, weight], ...] of which a skipped output is the sum, [] where it is computed."""
+@dataclass(frozen=True)
+class Form:
+    """What a graph leaves out, and what it puts out beside the prediction."""
+
+    skipped: tuple[tuple[str, int], ...]  # sublayer, of how many kept outputs its own is made
+    kept: tuple[str, ...]                 # sublayers whose outputs later steps may need
+    summed: bool                          # whether they are added up by weights, or each is the one kept output as it is
+
+
+def sums(plan: CachePlan, timesteps: Sequence[int]) -> dict[str, list]:
+    """Sublayer -> for every step [[computed step, weight], ...] of which a skipped output is the sum, [] where it is computed.
+    Of the sublayers that some step skips."""
     weights = plan.weights or weights_of(plan.compute, plan.forecast, timesteps)
     found = {}
     for i, (name, column) in enumerate(zip(plan.sublayers, zip(*plan.compute, strict=True), strict=True)):
-        if name in names:
+        if not all(column):
             found[name] = [[list(pair) for pair in zip(steps, row[i], strict=True)]
                            for steps, row in zip(sources(column, plan.forecast), weights, strict=True)]
     return found
+
+
+def step_forms(terms: dict[str, list], steps: int) -> list[Form]:
+    """terms: as `sums` returns them. Putting outputs out takes time, so a step that no later one needs keeps nothing; one that
+    is needed keeps all that it can, so that a step mask has two forms at most."""
+    summed = any([weight for _, weight in found] not in ([], [1]) for rows in terms.values() for found in rows)
+    most = {name: max(map(len, rows)) for name, rows in terms.items()}
+    needed = {source for rows in terms.values() for found in rows for source, _ in found}
+    return [Form(tuple((name, most[name]) for name, rows in terms.items() if rows[step]),
+                 tuple(name for name, rows in terms.items() if not rows[step]) if step in needed else (), summed)
+            for step in range(steps)]
 
 
 @torch.no_grad()
@@ -104,21 +126,30 @@ def trace(model: nn.Module, example: tuple[Tensor, ...], sublayers: Sequence[str
     return graph
 
 
-def cut(whole, sublayers: Sequence[str], skipped: Sequence[str]):
-    """The graph of one step mask: outputs of `skipped` become inputs, in this order, after the inputs that were there.
+def cut(whole, sublayers: Sequence[str], form: Form):
+    """The graph of one form: outputs of skipped sublayers become inputs, in their order, after the inputs that were there, and
+    after these, where they are summed, one vector of all weights.
 
     whole: as `trace` returns for these `sublayers`. What only served a skipped sublayer is no longer reached, so it is gone.
     """
     import openvino as ov
+    ops = ov.opset13
     graph = whole.clone()
     results = dict(zip(sublayers, graph.get_results()[1:], strict=True))
-    given = []
-    for name in skipped:
-        output = results.pop(name).input_value(0)
-        given.append(ov.opset13.parameter(output.get_partial_shape(), np.float32, name))
+    given, count = [], sum(most for _, most in form.skipped)
+    summed = form.summed and count > 0
+    vector = ops.parameter([count], np.float32, "weights") if summed else None
+    weights = iter(ops.variadic_split(vector, 0, [1] * count).outputs()) if summed else None
+    for name, most in form.skipped:
+        output = results[name].input_value(0)
+        kept = [ops.parameter(output.get_partial_shape(), np.float32, f"{name}/{k}") for k in range(most)]
+        terms = [ops.multiply(y, next(weights)) for y in kept] if summed else kept
+        replacement = functools.reduce(ops.add, terms).output(0)
         for reader in output.get_target_inputs():
-            reader.replace_source_output(given[-1].output(0))
-    return ov.Model([graph.get_results()[0], *results.values()], [*graph.get_parameters(), *given])
+            reader.replace_source_output(replacement)
+        given += kept
+    put_out = [graph.get_results()[0], *(results[name] for name in form.kept)]
+    return ov.Model(put_out, [*graph.get_parameters(), *given, *([vector] if summed else [])])
 
 
 def check_live(model: nn.Module, recipe: Recipe) -> None:
@@ -174,56 +205,24 @@ def renumbered(xml: str) -> str:
 def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -> "GraphPredictor":
     """-> predict(x (batch, C, H, W) fp32, t (batch,) or scalar int64, labels (batch,) int64 or None, step) -> (batch, C, H, W).
 
-    Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0. Where a skipped output is the last one
-    computed, the tensor kept between steps is shared by all graphs, the writer's output being the reader's input. A plan that
-    forecasts has none to share: every computed output is written to a buffer of its own, and the sum of these where the next
-    graph reads. config: further OpenVINO properties.
+    Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; a tensor kept between steps is the
+    output of the graph that writes it and the input of those that read it, never copied. config: further OpenVINO properties.
     Raises ValueError for another batch or a step that the cache plan does not have.
     """
     return GraphPredictor(Path(folder), batch, threads, config)
 
 
 class GraphPredictor:
-    """See `open_graph`. Graph i of `graph.json` is `compiled[i]`; its one request is `requests[i]`."""
+    """See `open_graph`. Form i of `graph.json` is `compiled[i]`; its one request is `requests[i]`."""
 
     def __init__(self, folder: Path, batch: int, threads: int, config: dict):
         self.index, self.batch = json.loads((folder / INDEX).read_text()), batch
         # Pinned, every process takes the same first cores: two workers of one thread each ran at 40 % of their speed.
         properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
                       "INFERENCE_PRECISION_HINT": self.index["inference_precision"], **config}
-        self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["skipped"]))]
+        self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["forms"]))]
         self.requests = [compiled.create_infer_request() for compiled in self.compiled]
-        self.cached: dict[str, object] = {}
-        plain = all([weight for _, weight in terms] in ([], [1]) for steps in self.index["reuse"].values() for terms in steps)
-        self.buffers = None if plain else Buffers(self.index["reuse"])
-        for request, skipped in zip(self.requests, self.index["skipped"], strict=True):
-            if plain:
-                self._share_cached(request, skipped)
-
-    def _share_cached(self, request, skipped: Sequence[str]) -> None:
-        """One tensor a sublayer: the output of the graphs that compute it, the input of those that skip it."""
-        for i, name in self._taken(skipped):
-            request.set_input_tensor(i, self.cached.setdefault(name, request.get_input_tensor(i)))
-        for i, name in self._given(skipped):
-            request.set_output_tensor(i, self.cached.setdefault(name, request.get_output_tensor(i)))
-
-    def _taken(self, skipped: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """(index of the graph's input, sublayer whose output it is)"""
-        return enumerate(skipped, start=3 if self.index["labelled"] else 2)
-
-    def _given(self, skipped: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """(index of the graph's output, sublayer that it is of)"""
-        return enumerate((name for name in self.index["reused"] if name not in skipped), start=1)
-
-    def _infer_with_sums(self, request, skipped: Sequence[str], step: int) -> None:
-        if step == 0:
-            self.buffers.reset()
-        for i, name in self._taken(skipped):
-            self.buffers.sum_into(request.get_input_tensor(i).data, name, step)
-        for i, name in self._given(skipped):
-            request.set_output_tensor(i, self.buffers.take(name, step, request.get_output_tensor(i)))
-        request.infer()
-        self.buffers.release(step)
+        self.kept = Kept(self.index["sums"])
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         import openvino as ov
@@ -232,45 +231,49 @@ class GraphPredictor:
         steps = self.index["steps"]
         if steps is not None and not 0 <= step < len(steps):
             raise ValueError(f"graph: step {step} is not between 0 and {len(steps) - 1}, the last of the cache plan")
-        graph = steps[step] if steps else 0
-        request = self.requests[graph]
+        form, request = (found[steps[step] if steps else 0] for found in (self.index["forms"], self.requests))
         given = [x.float(), t.expand(self.batch), *([labels] if self.index["labelled"] else [])]
         arrays = [tensor.contiguous().numpy() for tensor in given]  # a name, so that they outlive the request's run
-        for i, array in enumerate(arrays):
-            request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
-        if self.buffers is None:
-            request.infer()
-        else:
-            self._infer_with_sums(request, self.index["skipped"][graph], step)
+        tensors, weights = self.kept.read(form["skipped"], step)
+        if weights and form["summed"]:
+            arrays.append(np.array(weights, np.float32))
+        inputs = [ov.Tensor(array, shared_memory=True) for array in arrays]
+        for i, tensor in enumerate([*inputs[: len(given)], *tensors, *inputs[len(given):]]):
+            request.set_input_tensor(i, tensor)
+        for i, name in enumerate(form["kept"], start=1):
+            request.set_output_tensor(i, self.kept.write(name, step, request.get_output_tensor(i)))
+        request.infer()
+        self.kept.release(step)
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 
-class Buffers:
-    """The outputs that later steps sum up, in tensors that are used in turns: an output is never copied."""
+class Kept:
+    """The outputs that later steps need, in tensors that are used in turns."""
 
     def __init__(self, terms: dict[str, list]):
-        """terms: as `reuse` returns them."""
+        """terms: as `sums` returns them."""
         self.terms = terms
-        self.last_use = {name: {source: step for step, found in enumerate(steps) for source, _ in found}
-                         for name, steps in terms.items()}
+        self.last_use = {name: {source: step for step, found in enumerate(rows) for source, _ in found}
+                         for name, rows in terms.items()}
         self.held: dict[str, dict[int, object]] = {name: {} for name in terms}  # computed step -> tensor
         self.spare: dict[str, list] = {name: [] for name in terms}
 
-    def reset(self) -> None:
-        for name, held in self.held.items():
-            self.spare[name] += held.values()
-            held.clear()
+    def read(self, skipped: Sequence[tuple[str, int]], step: int) -> tuple[list, list[float]]:
+        """-> the tensors that the step's skipped outputs are made of, and their weights. skipped: (sublayer, how many);
+        where there are fewer yet, the oldest stands in with weight 0."""
+        tensors, weights = [], []
+        for name, most in skipped:
+            found = self.terms[name][step]
+            padded = [*found, *[[found[-1][0], 0.0]] * (most - len(found))]
+            tensors += [self.held[name][source] for source, _ in padded]
+            weights += [weight for _, weight in padded]
+        return tensors, weights
 
-    def sum_into(self, array: np.ndarray, name: str, step: int) -> None:
-        """array = weighted sum of what the step is made of; in place, since this is what a skipped sublayer costs."""
-        (source, weight), *rest = self.terms[name][step]
-        np.multiply(self.held[name][source].data, np.float32(weight), out=array)
-        for source, weight in rest:
-            array += self.held[name][source].data * np.float32(weight)
-
-    def take(self, name: str, step: int, like) -> object:
-        """-> the tensor to which this step's output is written; like: one of its shape."""
+    def write(self, name: str, step: int, like) -> object:
+        """-> the tensor that this step's output goes to; like: one of its shape."""
         import openvino as ov
+        if step in self.held[name]:
+            self.spare[name].append(self.held[name].pop(step))  # of a trajectory that ended early
         self.held[name][step] = self.spare[name].pop() if self.spare[name] else ov.Tensor(like.element_type, like.shape)
         return self.held[name][step]
 
@@ -285,7 +288,7 @@ def compile_static(path: Path, batch: int, properties: dict):
     """-> openvino.CompiledModel of a graph beside its `weights.bin`, every axis fixed."""
     core = openvino_core()
     graph = core.read_model(path, path.with_name(WEIGHTS))
-    graph.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in graph.inputs})
+    graph.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in graph.inputs if port.partial_shape.is_dynamic})
     return core.compile_model(graph, "CPU", properties)
 
 

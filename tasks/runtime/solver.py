@@ -8,6 +8,8 @@ Order 1 is DDIM with eta 0 (arXiv 2010.02502, eq. 12); order 2 is DPM-Solver++(2
 `DDIMScheduler` (with `use_clipped_model_output`) and `DPMSolverMultistepScheduler`; a test holds that.
 """
 
+import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,8 +34,14 @@ class SolverStep:
 
 def alphas_cumprod(scheduler_config: dict) -> Tensor:
     """(T,) fp64."""
+    return _alphas_cumprod(json.dumps(dict(scheduler_config), sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=16)
+def _alphas_cumprod(config: str) -> Tensor:
+    """Building a scheduler takes as long as some evaluations of a small network: once a config."""
     from diffusers import DDIMScheduler
-    return DDIMScheduler.from_config(scheduler_config).alphas_cumprod.double()
+    return DDIMScheduler.from_config(json.loads(config)).alphas_cumprod.double()
 
 
 def data_prediction(alpha: float, sigma: float, prediction_type: str) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks.cache.arms import OPPONENTS, OURS, cells
+from benchmarks.cache.arms import OPPONENTS, OURS, break_even, cells
 from benchmarks.claims import CLAIMS, GROUPS, at_least, at_most, main, table
 from benchmarks.results import write
 from benchmarks.search.curves import SEEDS, STRATEGIES
@@ -93,7 +93,7 @@ def test_the_table_says_what_falls_short(tmp_path):
 # ---- cache ----
 
 CACHE_GOOD = {"removed_share": 0.4, "behind_p_holm": 0.01, "speedup_predicted": 1.5, "speedup_eager": 1.4,
-              "speedup_openvino": 1.4, "fidelity": 1.0, "loss_upper95": 0.04}
+              "speedup_openvino": 1.4, "fidelity": 1.0, "loss_upper95": 0.04, "router_s": 80.0}
 
 
 def cache_study(root, change=lambda cell, metric, value: value):
@@ -102,6 +102,8 @@ def cache_study(root, change=lambda cell, metric, value: value):
     rows = [{"teacher": cell.teacher, "variant": cell.variant, "seed": 0, "metric": metric, "protocol": "p",
              "value": change(cell, metric, 3 * value if (cell.arm.name, metric) == ("fewer_steps", "fidelity") else value)}
             for cell in cells() for metric, value in CACHE_GOOD.items() if (metric != "behind_p_holm" or cell.arm in OPPONENTS)]
+    rows += [{"teacher": cell.teacher, "variant": cell.variant, "seed": 0, "metric": "converged_distance", "protocol": "p",
+              "value": change(cell, "converged_distance", cell.nfe if cell.arm.name == OURS else 10)} for cell in break_even()]
     write(root / "benchmarks" / "cache" / "results.csv", [row for row in rows if row["value"] is not None])
     return {c.name: c.check(root) for c in CLAIMS if c.group == "cache"}
 
@@ -116,6 +118,8 @@ def test_claims_of_caches_hold_where_all_is_good(tmp_path):
     (OURS, "speedup_openvino", 1.34, "speed_of_skipped_work"),
     (OURS, "fidelity", 1.51, "half_of_fewer_steps"),
     (OURS, "loss_upper95", 0.051, "quality_of_finalists"),
+    ("table", "fidelity", 1.11, "list_never_seen"),
+    ("router", "router_s", 91.0, "router_time"),
 ])
 def test_one_bad_cell_fells_its_claim_alone(tmp_path, arm, metric, value, claim):
     """Of one teacher, one setting and one strength: the first of them for an opponent, a finalist for ours."""
@@ -130,14 +134,19 @@ def test_one_bad_cell_fells_its_claim_alone(tmp_path, arm, metric, value, claim)
 @pytest.mark.parametrize("arm, metric, claim", [
     ("pab", "removed_share", "nearer_than_every_opponent"), (OURS, "speedup_eager", "speed_of_skipped_work"),
     ("fewer_steps", "fidelity", "half_of_fewer_steps"), (OURS, "loss_upper95", "quality_of_finalists"),
+    (OURS, "converged_distance", "break_even_is_said"),
 ])
 def test_a_claim_of_all_settings_is_not_made_from_some(tmp_path, arm, metric, claim):
     def change(cell, found, good):
-        return None if (cell.teacher, cell.setting, cell.arm.name, found) == ("mnist_unet", "ddim20", arm, metric) else good
+        return None if (cell.teacher, cell.nfe, cell.arm.name, found) == ("mnist_dit", 20, arm, metric) else good
 
     outcomes = cache_study(tmp_path, change)
     assert [name for name, outcome in outcomes.items() if outcome.word != "holds"] == [claim]
     assert outcomes[claim].word == "not measured"
+
+
+def test_where_caching_stops_paying_is_named(tmp_path):
+    assert cache_study(tmp_path)["break_even_is_said"].measured == "pays at 6, 8 of 6, 8, 12, 16, 20 steps"
 
 
 def test_who_is_not_beaten_is_named(tmp_path):

@@ -84,7 +84,8 @@ def test_learned_weights_ship_and_other_lists_get_a_formula(run):
     report, out = run(forecast="learned")
     shipped = json.loads((out / "plan.json").read_text())
     del shipped["timesteps"]
-    assert CachePlan.from_json(shipped).forecast == "learned" and json.loads((out / "grid.json").read_text())["forecast"] == "taylor"
+    assert CachePlan.from_json(shipped).forecast == "learned"
+    assert json.loads((out / "grid.json").read_text())["forecast"] == "taylor"
     with open(out / "forecast_curve.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
     taylor = run("taylor")[0].numbers["plans"]

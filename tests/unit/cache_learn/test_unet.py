@@ -1,6 +1,5 @@
 """Resnets and attention blocks of a UNet are units of the table, the router and learned forecasts, as a DiT's sublayers are."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -70,7 +69,8 @@ def test_a_plan_of_units_learns_its_weights(denoiser, table):
     costs = interpolate_errors(table, TIMESTEPS, TIMESTEPS)
     plan = plan_from_costs(costs, UNITS, 0.25, 3)
     assert plan.sublayers == tuple(UNITS) and plan.removed_share == 0.25 and len(plan.masks) <= 3
-    reference = Reference.of(denoiser, Recipe(timesteps=TIMESTEPS), UNITS, initial_noise(denoiser.sample_shape, range(4), 0), None)
+    noise = initial_noise(denoiser.sample_shape, range(4), 0)
+    reference = Reference.of(denoiser, Recipe(timesteps=TIMESTEPS), UNITS, noise, None)
     fitted, images = fit(plan, reference)
     assert torch.allclose(run_plan(fitted, reference), images, atol=1e-4)
     assert reference.distance(images) < reference.distance(run_plan(plan, reference))
