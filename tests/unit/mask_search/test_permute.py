@@ -116,10 +116,10 @@ def test_any_order_leaves_the_function(name, seed):
     before, weights = predict(denoiser), copy.deepcopy(denoiser.model.state_dict())
     rng = torch.Generator().manual_seed(seed)
     for units in hidden_units(denoiser.model):
-        order = shuffled(units, rng)
+        order, name = shuffled(units, rng), f"{units.consumer}.weight"
         permute_units(denoiser.model, units, order)
         stays = torch.equal(order, torch.arange(len(order)))  # a few units may well be drawn in the order that they are in
-        assert torch.equal(denoiser.model.get_parameter(f"{units.consumer}.weight"), weights[f"{units.consumer}.weight"]) == stays
+        assert torch.equal(denoiser.model.get_parameter(name), weights[name]) == stays
     torch.testing.assert_close(predict(denoiser), before, rtol=1e-10, atol=1e-10)
 
 
