@@ -44,19 +44,17 @@ def step_weights(scheduler_config: dict, timesteps: Sequence[int], solver: str) 
     return np.array([(step.b * step.q) ** 2 for step in solver_steps(scheduler_config, timesteps, solver)])
 
 
-def plan_from_costs(costs: np.ndarray, sublayers: Sequence[str], budget: float, max_masks: int = 4,
-                    near: bool = False) -> CachePlan:
+def plan_from_costs(costs: np.ndarray, sublayers: Sequence[str], budget: float, max_masks: int = 4) -> CachePlan:
     """costs: (S, N, N) of reusing at step `to` what was computed at step `from`, >= 0, inf where forbidden.
 
     budget: share of all S x N evaluations to remove at least; if that many cannot be removed, as many as can. max_masks: limit
     on distinct rows, the full first one included. A larger budget never removes less: plans for all budgets are chosen from one
-    frontier, unless `near`: then the search starts from the budget itself alone, ten times faster. Raises ValueError for
-    a budget or a limit out of range.
+    frontier. Raises ValueError for a budget or a limit out of range.
     """
     count, steps, _ = costs.shape
     check(costs, sublayers, budget, max_masks)
     target = math.ceil(budget * count * steps - 1e-9)
-    candidates = [(o, *combine(o, count * (steps - 1))) for o in menus(costs, max_masks, target if near else None)]
+    candidates = [(o, *combine(o, count * (steps - 1))) for o in menus(costs, max_masks)]
     table = np.stack([best for _, best, _ in candidates])  # (menus, removed)
     removed = cheapest(table.min(axis=0), target)
     options, _, picks = candidates[int(table[:, removed].argmin())]
@@ -80,17 +78,15 @@ def cheapest(best: np.ndarray, target: int) -> int:
     return int(possible[-1] if len(enough) == 0 else enough[best[enough] == best[enough].min()][-1])
 
 
-def menus(costs: np.ndarray, max_masks: int, target: int | None) -> Iterator[Options]:
-    """The sets of choices to search: every pattern where the limit cannot bind; else one set per grouping of steps.
-
-    target: the number of removed evaluations to search from; None: all along the frontier."""
+def menus(costs: np.ndarray, max_masks: int) -> Iterator[Options]:
+    """The sets of choices to search: every pattern where the limit cannot bind; else one set per grouping of steps."""
     free = free_options(costs)
     if max_masks >= costs.shape[1]:
         yield free
         return
     everything = np.zeros(costs.shape[1], int)
     found = {everything.tobytes(): everything}  # alone where no reuse is allowed at all
-    for slope, computed in optima(free, target):
+    for slope, computed in optima(free):
         for start in (cluster(computed, max_masks), *periodic(costs.shape[1], max_masks)):
             groups = improve(costs, start, slope, max_masks)
             found[groups.tobytes()] = groups
@@ -165,12 +161,11 @@ def trace(options: Options, picks: np.ndarray, removed: int) -> list[int]:
     return chosen[::-1]
 
 
-def optima(free: Options, target: int | None) -> Iterator[tuple[float, np.ndarray]]:
-    """(cost of one more removed evaluation, (N, S) computed) at LEVELS points of the unlimited frontier, or at `target`."""
+def optima(free: Options) -> Iterator[tuple[float, np.ndarray]]:
+    """(cost of one more removed evaluation, (N, S) computed) at LEVELS points of the unlimited frontier."""
     best, picks = combine(free, free.cost.shape[0] * (free.cost.shape[1] - 1))
     most = int(np.flatnonzero(np.isfinite(best))[-1])
-    levels = np.linspace(0, most, LEVELS + 1).round() if target is None else [min(target, most)]
-    for level in filter(None, np.unique(np.asarray(levels, int))):
+    for level in filter(None, np.unique(np.linspace(0, most, LEVELS + 1).round().astype(int))):
         lower = max(0, level - max(1, most // LEVELS))
         patterns = [free.computed[i, p] for i, p in enumerate(trace(free, picks, level))]
         yield (best[level] - best[lower]) / (level - lower), np.stack(patterns, axis=1)

@@ -76,7 +76,7 @@ def pair_of_round(i: int, pairs: int, seed: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """What either training of pairs draws from: noised images at the full step of a pair."""
+    """What the training draws from: noised images at the full step of a pair."""
 
     denoiser: Denoiser
     images: Tensor          # (N, C, H, W) fp32 in [-1, 1]
@@ -90,16 +90,16 @@ class Pairs:
     def solver(self) -> list[SolverStep]:
         return solver_steps(self.denoiser.schedule.config, self.timesteps, "ddim")
 
-    def draw(self, i: int) -> tuple[int, SolverStep, int, Tensor, Tensor | None, torch.Generator]:
-        """Training step i -> its pair, the solver's step from s to m, timestep m, x_s, labels and what else it may draw from.
-        All forwards see the same dropped labels."""
+    def draw(self, i: int) -> tuple[int, SolverStep, int, Tensor, Tensor | None]:
+        """Training step i -> its pair, the solver's step from s to m, timestep m, x_s, labels. All forwards see the same
+        dropped labels."""
         rng = step_generator(self.seed, i + 1)
         pairs = step_pairs(len(self.timesteps))
         pair = pair_of_round(i, len(pairs), self.seed)
         s, m = pairs[pair]
         x0, y = draw_batch(self.images, self.labels, self.batch, self.denoiser.null_label, self.label_dropout, rng)
         noise, t = torch.randn(x0.shape, generator=rng), torch.full((self.batch,), self.timesteps[s])
-        return pair, self.solver[s], self.timesteps[m], self.denoiser.schedule.add_noise(x0, noise, t), y, rng
+        return pair, self.solver[s], self.timesteps[m], self.denoiser.schedule.add_noise(x0, noise, t), y
 
 
 def train_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, labels: Tensor | None,
@@ -116,7 +116,7 @@ def train_router(denoiser: Denoiser, sublayers: Sequence[str], images: Tensor, l
     optimiser = torch.optim.AdamW(logits, lr=lr, weight_decay=0.0)
 
     def step(i: int) -> float:
-        pair, s, m, x_s, y, _ = drawn.draw(i)
+        pair, s, m, x_s, y = drawn.draw(i)
         loss = router_loss(denoiser, sublayers, logits[pair], s, m, x_s, y, lam, reduction)
         loss.backward()
         optimiser.step()
