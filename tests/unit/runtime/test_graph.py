@@ -62,6 +62,27 @@ def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states, fo
     assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
 
 
+@pytest.mark.parametrize(("forecast", "kept"), [("none", [1]), ("taylor", [0, 1])])
+def test_what_no_later_step_needs_is_not_put_out(tiny_denoiser, tiny_states, forecast, kept):
+    """Steps 0, 1 and 3 are computed in full, 2 is skipped whole: two forms of one mask."""
+    names = tuple(s.name for s in tiny_denoiser.sublayers())
+    plan = CachePlan(sublayers=names, compute=tuple((step != 2,) * len(names) for step in range(4)), forecast=forecast)
+    recipe = Recipe(timesteps=TIMESTEPS, cache=plan)
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    forms = [predict.index["forms"][i] for i in predict.index["steps"]]
+    assert [step for step, form in enumerate(forms) if form["kept"] == list(names)] == kept
+    assert [bool(form["skipped"]) for form in forms] == [False, False, True, False] and len(predict.compiled) == 3
+    assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
+
+
+def test_a_trajectory_that_ends_early_leaves_nothing_behind(tiny_denoiser, tiny_states):
+    recipe = Recipe(timesteps=TIMESTEPS, cache=staggered(tiny_denoiser, "learned"))
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    for step in range(2):
+        predict(*tiny_states(tiny_denoiser, BATCH, 77), step)
+    assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_int8_runs_as_integers_and_is_the_fake_quantised_model(tiny_denoiser, ranges, cached, tiny_states):
     """Values on the border of two integers fall either way: then one step of one layer's grid separates the two."""
