@@ -18,7 +18,6 @@ from benchmarks.cache import study
 from benchmarks.cache.arms import (
     ARMS,
     CONVERGED,
-    JUDGED,
     OURS,
     PLANS,
     TEACHERS,
@@ -119,7 +118,10 @@ class Study:
         measured = [cell for cell in cells() if self.has(cell, "fidelity")]
         for teacher, setting in dict.fromkeys((cell.teacher, cell.setting) for cell in measured):
             group = [cell for cell in measured if (cell.teacher, cell.setting) == (teacher, setting)]
-            if all(self.path(cell).exists() for cell in group):
+            missing = [cell for cell in group if not self.path(cell).exists()]
+            if missing:
+                print(f"{teacher} {setting}: the samples of {len(missing)} cells are not here; its comparison stays as it was")
+            else:
                 found = self.compared(group, self.lab(teacher))
                 results.replace(self.results, partial(is_comparison, teacher, setting), found)
 
@@ -133,8 +135,10 @@ class Study:
         others = {cell: points[cell] for cell in group if cell.arm not in PLANS}
         if not ours:
             return []
-        protocol = f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, Holm over {len(others)} cells"
-        return [row for cell, numbers in nearer(ours, others).items() for row in self.rows(cell, numbers, protocol)]
+        found = nearer(ours, others)
+        protocol = (f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, Holm over {len(found)} cells; "
+                    f"{len(others) - len(found)} remove next to nothing or more than any of ours")
+        return [row for cell, numbers in found.items() for row in self.rows(cell, numbers, protocol)]
 
     def path(self, cell: Cell) -> Path:
         """Of the features of its samples."""
@@ -162,7 +166,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def wanted(asked: argparse.Namespace, sizes: Sizes, part: str) -> list[Cell]:
     """Of the part, those asked for; a trial takes the fewer steps alone."""
-    there = {"break_even": break_even, "router": trained, "finalists": lambda: [c for name in JUDGED for c in finalists(name)]}
+    there = {"break_even": break_even, "router": trained, "finalists": finalists}
     return [cell for cell in there.get(part, cells)() if cell.nfe <= max(sizes.nfes) and asked.arm in (None, cell.arm.name)
             and asked.teacher in (None, cell.teacher) and asked.setting in (None, cell.setting)]
 

@@ -16,10 +16,7 @@ def distances(found: np.ndarray, uncached: np.ndarray) -> np.ndarray:
 
 def at_share(curve: Sequence[tuple[float, np.ndarray]], removed: float) -> np.ndarray | None:
     """curve: (removed share, (N,) distances) of one arm's strengths -> (N,) at this share, pair by pair and linear between the
-    two neighbours, from (0, no distance) on. None beyond the curve's end: nothing is extrapolated.
-
-    A curve that bends upwards lies below its chords, so what is interpolated is too far rather than too near.
-    """
+    two neighbours, from (0, no distance) on. None beyond the curve's end: nothing is extrapolated."""
     points = sorted([(0.0, np.zeros_like(curve[0][1])), *curve], key=lambda point: point[0])
     shares = [share for share, _ in points]
     if not 0 <= removed <= shares[-1]:

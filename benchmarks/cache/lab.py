@@ -16,7 +16,7 @@ from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.errors import empty_errors, measure_errors
 from tasks.cache_learn.router import train_router
 from tasks.core import denoiser as denoisers
-from tasks.core.artifacts import Inputs, read_json, write_json
+from tasks.core.artifacts import Inputs, digest, read_json, write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import read_params, stage_params
@@ -88,10 +88,12 @@ class Lab:
 
     def refined(self, recipe: Recipe, budget: float, max_masks: int, learned: bool) -> CachePlan:
         """Kept, as cells of several parts share it; its noises are not those of what is judged."""
-        path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}{'' if learned else '-table'}.json"
+        how = planning(self, budget, max_masks, learned)
+        key = digest([recipe.to_json(), asdict(how)])
+        path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{key[:8]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, asdict(refined_plan(self, recipe, budget, max_masks, learned)))
+            write_json(path, asdict(refined_plan(self, recipe, how, key)))
         return CachePlan.from_json(read_json(path))
 
     def uncached(self, solver: str, nfe: int) -> np.ndarray:
@@ -140,14 +142,19 @@ def error_table(lab: Lab) -> np.ndarray:
                           keep=lambda now: checkpoint.save_if_due(lambda: {"errors": torch.from_numpy(now)}))
 
 
-def refined_plan(lab: Lab, recipe: Recipe, budget: float, max_masks: int, learned: bool) -> CachePlan:
-    """As cache_learn makes it for its base list, or, not learned, the best of what it proposes without learning."""
+def planning(lab: Lab, budget: float, max_masks: int, learned: bool) -> cache_stage.Params:
+    """As cache_learn plans for its base list; or, not learned, the best of what it proposes, weights fitted in one run."""
     how = dataclasses.replace(lab.learn, budget=budget, max_masks=max_masks)
-    if not learned:
-        how = dataclasses.replace(how, forecast="taylor", refine=dataclasses.replace(how.refine, tries=0))
+    if learned:
+        return how
+    return dataclasses.replace(how, refine=dataclasses.replace(how.refine, tries=0),
+                               weights=dataclasses.replace(how.weights, steps=0))
+
+
+def refined_plan(lab: Lab, recipe: Recipe, how: cache_stage.Params, key: str) -> CachePlan:
     reference = cache_stage.reference_of(lab.teacher, recipe, lab.sublayers, how)
-    folder = lab.folder / "checkpoints" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{max_masks}"
-    return cache_stage.refined_plan(lab.errors, lab.grid, reference, how, lambda name: Checkpoint(folder, name))[0]
+    return cache_stage.refined_plan(lab.errors, lab.grid, reference, how,
+                                    lambda name: Checkpoint(lab.folder / "checkpoints" / name, key))[0]
 
 
 def trained_router(lab: Lab, nfe: int, checkpoint: Checkpoint) -> Tensor:

@@ -78,11 +78,13 @@ def pab(denoiser: Denoiser, recipe: Recipe, **settings) -> Predict:
     return clocked
 
 
-def taylorseer(denoiser: Denoiser, recipe: Recipe, *, cache_interval: int, max_order: int,
-               sublayers: tuple[str, ...]) -> Predict:
-    """sublayers: patterns of their paths; by default it would match none of a DiT's and do nothing."""
+def taylorseer(denoiser: Denoiser, recipe: Recipe, *, cache_interval: int, max_order: int, sublayers: tuple[str, ...],
+               start: float | None = None) -> Predict:
+    """sublayers: patterns of their paths; by default it would match none of a DiT's and do nothing. start: share of the steps
+    before which nothing is cached; None: the package's default, 3 steps."""
     from diffusers.hooks import TaylorSeerCacheConfig
-    return hooked(denoiser, TaylorSeerCacheConfig(cache_interval=cache_interval, max_order=max_order,
+    later = {} if start is None else {"disable_cache_before_step": round(start * recipe.nfe)}
+    return hooked(denoiser, TaylorSeerCacheConfig(cache_interval=cache_interval, max_order=max_order, **later,
                                                   cache_identifiers=list(sublayers), taylor_factors_dtype=torch.float32))
 
 
@@ -91,13 +93,19 @@ def taylorseer(denoiser: Denoiser, recipe: Recipe, *, cache_interval: int, max_o
 def dbcache(denoiser: Denoiser, recipe: Recipe, *, taylorseer_order: int = 0, **settings) -> Predict:
     """cache-dit's DBCache, with TaylorSeer's forecast of the cached residual where an order is given.
 
-    It counts calls to know where a trajectory ends, so it must be called for all steps of each.
+    It counts calls and would notice the next trajectory a step late, one step later each time, so it is told.
     """
     import cache_dit
     calibrator = {"calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylorseer_order)}
     cache_dit.enable_cache(denoiser.model, cache_config=cache_dit.DBCacheConfig(**settings, num_inference_steps=recipe.nfe),
                            **(calibrator if taylorseer_order else {}))
-    return lambda x, t, labels, step: denoiser(x, t, labels)
+
+    def predict(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
+        if step == 0:
+            cache_dit.refresh_context(denoiser.model)
+        return denoiser(x, t, labels)
+
+    return predict
 
 
 def deepcache(denoiser: Denoiser, recipe: Recipe, *, cache_interval: int, cache_branch_id: int) -> Predict:

@@ -23,11 +23,11 @@ from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import cached_network, network, sample, stepping, trajectory
 from tasks.core.training import optimise
 from tasks.runtime.cache import FORECASTS, CacheHandle, apply_cache, remove_cache, sources
-from tasks.runtime.solver import Predict, advance, clip_bound, solver_steps
+from tasks.runtime.solver import advance, clip_bound, solver_steps
 
 HISTORY = FORECASTS["learned"]
 RIDGE = 1e-6    # of the least squares, in units of the mean squared output: outputs that agree leave their weights open
-KEEP = 4 << 30  # bytes of the uncached run's outputs that are kept; beyond that they are computed anew
+KEEP = 4 << 30  # bytes of the uncached run's outputs that are kept; beyond that only the last step's are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Reference:
     def of(cls, denoiser: Denoiser, recipe: Recipe, sublayers: Sequence[str], noise: Tensor,
            labels: Tensor | None) -> "Reference":
         visited = list(trajectory(network(denoiser), denoiser.schedule, recipe, noise, labels))
-        states = torch.stack([*[x for _, x, _ in visited], visited[-1][2]]).clone()
+        states = torch.stack([*[x for _, x, _ in visited], visited[-1][2]])
         return cls(denoiser=denoiser, uncached=twin(denoiser), recipe=recipe, sublayers=sublayers, states=states, labels=labels)
 
     @property
@@ -61,9 +61,10 @@ class Reference:
         x = self.states[step]
         with record(self.uncached.model, self.sublayers) as found:
             self.uncached(x, torch.full((len(x),), self.recipe.timesteps[step]), self.labels)
-        if sum(y.nbytes for y in found) * (len(self.kept) + 1) <= KEEP:
-            self.kept[step] = list(found)
-        return found
+        if self.kept and sum(y.nbytes for y in found) * (len(self.kept) + 1) > KEEP:
+            self.kept.popitem()  # of the step before: every sublayer that this one skips will ask for its own
+        self.kept[step] = list(found)
+        return self.kept[step]
 
     def distance(self, images: Tensor) -> float:
         """Mean Euclidean distance of an image to the uncached one, pixels in [-1, 1]. Not its square: a few samples that turn
@@ -82,6 +83,7 @@ def twin(denoiser: Denoiser) -> Denoiser:
 def fit(plan: CachePlan, reference: Reference) -> tuple[CachePlan, Tensor]:
     """-> the plan with forecast `learned`, (B, C, H, W) images of its run."""
     table = [[() for _ in plan.sublayers] for _ in plan.compute]
+    assert tuple(plan.sublayers) == tuple(reference.sublayers)
     place = {name: i for i, name in enumerate(plan.sublayers)}
 
     def solve(name: str, step: int, outputs: Sequence[Tensor]) -> tuple[float, ...]:
@@ -90,7 +92,8 @@ def fit(plan: CachePlan, reference: Reference) -> tuple[CachePlan, Tensor]:
         return weights
 
     with weighed(reference.denoiser, plan, solve) as handle:
-        images = sampled(reference, stepping(reference.denoiser, handle))
+        images = sample(stepping(reference.denoiser, handle), reference.denoiser.schedule, reference.recipe,
+                        reference.states[0], reference.labels)
     return replace(plan, forecast="learned", weights=tuple(map(tuple, table))), images
 
 
@@ -138,15 +141,16 @@ def train(plan: CachePlan, reference: Reference, *, steps: int, batch: int, lr: 
 
 
 def run_plan(plan: CachePlan, reference: Reference) -> Tensor:
-    """-> (B, C, H, W) images of the plan from the reference's noises; the model is left as it was."""
+    """-> (B, C, H, W) images of the plan from the reference's noises."""
+    return sample_plan(reference.denoiser, replace(reference.recipe, cache=plan), reference.states[0], reference.labels)
+
+
+def sample_plan(denoiser: Denoiser, recipe: Recipe, noise: Tensor, labels: Tensor | None) -> Tensor:
+    """-> (B, C, H, W) images with the recipe's cache live; the model is left as it was."""
     try:
-        return sampled(reference, cached_network(reference.denoiser, replace(reference.recipe, cache=plan)))
+        return sample(cached_network(denoiser, recipe), denoiser.schedule, recipe, noise, labels)
     finally:
-        remove_cache(reference.denoiser.model)
-
-
-def sampled(reference: Reference, predict: Predict) -> Tensor:
-    return sample(predict, reference.denoiser.schedule, reference.recipe, reference.states[0], reference.labels)
+        remove_cache(denoiser.model)
 
 
 @contextlib.contextmanager
@@ -155,7 +159,7 @@ def weighed(denoiser: Denoiser, plan: CachePlan,
     """The plan live, weigh(sublayer, step, its last outputs) being asked for the weights of each skipped output."""
     handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, "learned", weights=cut_to(plan, padded(plan)))
     for name, forward in handle.forwards.items():
-        forward.weigh = partial(weigh, name)
+        forward.weigh = partial(weigh, name)  # instead of looking them up
     try:
         yield handle
     finally:

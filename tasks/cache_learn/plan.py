@@ -2,8 +2,8 @@
 
 The error of a plan is the sum of its reuse events' costs, cost[sublayer, from, to], as in CEM (arXiv 2512.23258). Without the
 limit the optimum is exact: a dynamic program over the steps of each sublayer, then a multiple-choice knapsack over sublayers.
-A graph backend compiles one graph per distinct mask, hence the limit; given which steps share a mask the same knapsack is exact
-again, and which steps share one is found by local search from the unlimited optimum and from periodic patterns.
+A graph backend compiles graphs for each distinct mask, hence the limit; given which steps share a mask the same knapsack is
+exact again, and which steps share one is found by local search from the unlimited optimum and from periodic patterns.
 """
 
 import math

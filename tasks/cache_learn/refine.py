@@ -32,12 +32,12 @@ def proposals(costs: np.ndarray, sublayers: Sequence[str], budget: float, max_ma
     `plan_from_costs`."""
     steps = costs.shape[1]
     plans = [plan_from_costs(costs, sublayers, budget, masks) for masks in range(min(2, max_masks), max_masks + 1)]
-    least = min(removed(np.array(plan.compute)) for plan in plans)
+    enough = min(math.ceil(budget * steps * len(sublayers) - 1e-9), *(removed(np.array(plan.compute)) for plan in plans))
     if max_masks > 1:
         rules = uniform_interval(steps, sublayers, budget), time_threshold(steps, sublayers, budget)
-        plans += [plan for plan in rules if removed(np.array(plan.compute)) >= least]
+        plans += [plan for plan in rules if removed(np.array(plan.compute)) >= enough]
     kinds = ("none",) if forecast == "learned" else dict.fromkeys(("none", forecast))
-    return [replace(plan, forecast=kind) for plan in plans for kind in kinds]
+    return [replace(plan, forecast=kind) for plan in dict.fromkeys(plans) for kind in kinds]
 
 
 def straying(reference: Reference, forecast: str) -> Stray:
@@ -56,7 +56,7 @@ def refine(proposed: Sequence[CachePlan], stray: Stray, budget: float, max_masks
     """
     saved = checkpoint.load()
     if saved is None:
-        strays = [stray(plan) for plan in track(proposed, len(proposed), "cache plans of the table")]
+        strays = [stray(plan) for plan in track(proposed, len(proposed), "cache plans proposed")]
         best, done, curve = proposed[int(np.argmin(strays))], 0, [(0, min(strays))]
     else:
         best = replace(proposed[0], compute=tuple(map(tuple, saved["compute"].tolist())), forecast=saved["forecast"])

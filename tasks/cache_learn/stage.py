@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
 from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
-from tasks.cache_learn.forecast import Reference, fit, run_plan, train
+from tasks.cache_learn.forecast import Reference, fit, sample_plan, train
 from tasks.cache_learn.plan import plan_from_costs, step_weights
 from tasks.cache_learn.refine import proposals, refine, straying
 from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_router
@@ -29,7 +29,7 @@ from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import SPACINGS, initial_noise, labels_for, spaced_timesteps
+from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
 from tasks.runtime.cache import FORECASTS
 from tasks.runtime.solver import SOLVERS
 
@@ -120,7 +120,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     plans = compared_plans(errors, grid, beta, reference, params)
     plans["refined"], curves = refined_plan(errors, grid, reference, params, inputs.checkpoint)
     distances = rollout_distances(denoiser, recipe, plans, params)
-    chosen = min((name for name in LEARNED if name in plans), key=lambda name: np.median(distances[name]))
+    chosen = min(LEARNED, key=lambda name: np.median(distances[name]))
 
     np.save(out / "errors.npy", errors)
     write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": formula(params.forecast)})
@@ -218,8 +218,9 @@ def rollout_distances(denoiser: Denoiser, recipe: Recipe, plans: Mapping[str, Ca
     """(validation,) for each plan: mean squared pixel difference, in [-1, 1], to the uncached image of the same noise."""
     first = params.error_samples  # noises that the error table has not seen
     noise, labels = draws(denoiser, range(first, first + params.validation), params.seed)
-    fresh = Reference.of(denoiser, recipe, (), noise, labels)
-    return {name: (run_plan(plan, fresh) - fresh.images).square().mean(dim=(1, 2, 3)).numpy() for name, plan in plans.items()}
+    uncached = sample(network(denoiser), denoiser.schedule, recipe, noise, labels)
+    images = {name: sample_plan(denoiser, replace(recipe, cache=plan), noise, labels) for name, plan in plans.items()}
+    return {name: (found - uncached).square().mean(dim=(1, 2, 3)).numpy() for name, found in images.items()}
 
 
 def summary(plan: CachePlan, distances: np.ndarray) -> dict:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from tasks.runtime.cache import FORECASTS, check_weights
+from tasks.runtime.cache import check_forecast
 from tasks.runtime.solver import SOLVERS
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
@@ -27,13 +27,7 @@ class CachePlan:
                 raise ValueError(f"cache plan: step {step} has {len(row)} entries for {len(self.sublayers)} sublayers")
         if not self.compute or not all(self.compute[0]):
             raise ValueError("cache plan: the first step computes every sublayer; there is nothing to reuse yet")
-        if self.forecast not in FORECASTS:
-            raise ValueError(f"cache plan: forecast {self.forecast!r} is not one of {', '.join(FORECASTS)}")
-        if (self.forecast == "learned") != (self.weights is not None):
-            raise ValueError(f"cache plan: forecast {self.forecast} "
-                             f"{'has no weights' if self.weights is None else 'takes no weights'}")
-        if self.weights is not None:
-            check_weights(self.compute, self.forecast, self.weights)
+        check_forecast(self.compute, self.forecast, range(len(self.compute)), self.weights)  # the timesteps are the recipe's
 
     @classmethod
     def from_json(cls, data: dict) -> "CachePlan":
@@ -45,7 +39,7 @@ class CachePlan:
 
     @property
     def masks(self) -> list[tuple[bool, ...]]:
-        """Distinct step masks, in order of first use; a graph backend compiles one graph for each."""
+        """Distinct step masks, in order of first use; a graph backend compiles one or two graphs for each."""
         return list(dict.fromkeys(self.compute))
 
     @property

@@ -125,7 +125,7 @@ def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | 
 
 
 def forecasts(folder: Path) -> tuple[str, ...]:
-    """The one that cache_learn was asked for, and none."""
+    """The formula that cache_learn names for other lists than its own, and none."""
     return tuple(dict.fromkeys((read_json(folder / "grid.json")["forecast"], "none")))
 
 

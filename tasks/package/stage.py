@@ -109,12 +109,14 @@ def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: 
 
 
 def add_graph(folder: Path, recipe: Recipe, graphs: dict[str, Path]) -> None:
-    """Export what the package holds, or copy the graphs of one with the same network and cache plan; then seal it again.
+    """Export what the package holds, or copy the graphs of one with the same network, cache plan and timesteps of it; then seal
+    it again.
 
     graphs: folders exported so far, by digest of everything that a graph depends on.
     """
     stored = read_json(folder / "package.json")["files"]
-    key = digest([{name: facts for name, facts in stored.items() if name.startswith("denoiser/")}, recipe.to_json()["cache"]])
+    plan = recipe.cache and [recipe.to_json()["cache"], recipe.timesteps]  # without one any list will do
+    key = digest([{name: facts for name, facts in stored.items() if name.startswith("denoiser/")}, plan])
     if key in graphs:
         shutil.copytree(graphs[key], folder / "openvino")
     else:

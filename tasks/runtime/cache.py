@@ -73,8 +73,7 @@ class CachedForward:
                  handle: "CacheHandle"):
         """found: `sources` of every step. weights: of these."""
         self.name, self.handle = name, handle
-        self.sources = found
-        self.weigh: Callable[[int, Sequence[Tensor]], Sequence[float]] = lambda step, outputs: weights[step]
+        self.sources, self.weights = found, weights
         self.forward: Callable[..., Tensor] = module.forward
         self.shadowed = vars(module).get("forward")  # another wrapper's, to be put back on removal
         self.needed = [{source for later in found[step:] for source in later} for step in range(len(found))]
@@ -89,6 +88,10 @@ class CachedForward:
             self.kept[step] = kind_of(x), output
         self.kept = {source: kept for source, kept in self.kept.items() if source in self.needed[step]}
         return output
+
+    def weigh(self, step: int, outputs: Sequence[Tensor]) -> Sequence[float]:
+        """Weights of the outputs that a skipped step is made of."""
+        return self.weights[step]
 
     def reuse(self, x: Tensor, step: int) -> Tensor:
         for source in self.sources[step]:
@@ -193,11 +196,14 @@ def check_forecast(compute: Sequence[Sequence[bool]], forecast: str, timesteps: 
 def check_weights(compute: Sequence[Sequence[bool]], forecast: str, weights: Weights) -> None:
     if len(weights) != len(compute):
         raise ValueError(f"cache plan: weights of {len(weights)} steps for {len(compute)}")
+    for step, (row, given) in enumerate(zip(compute, weights, strict=True)):
+        if len(given) != len(row):
+            raise ValueError(f"cache plan: step {step} has weights of {len(given)} sublayers for {len(row)}")
     for i, column in enumerate(zip(*compute, strict=True)):
         for step, found in enumerate(sources(column, forecast)):
-            given = len(weights[step][i]) if i < len(weights[step]) else 0
-            if given != len(found):
-                raise ValueError(f"cache plan: step {step}, sublayer {i} has {given} weights for {len(found)} outputs")
+            if len(weights[step][i]) != len(found):
+                raise ValueError(f"cache plan: step {step}, sublayer {i} has {len(weights[step][i])} weights for {len(found)} "
+                                 "outputs")
 
 
 def kind_of(x: Tensor) -> tuple:

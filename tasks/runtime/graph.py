@@ -207,7 +207,8 @@ def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -
 
     Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; a tensor kept between steps is the
     output of the graph that writes it and the input of those that read it, never copied. config: further OpenVINO properties.
-    Raises ValueError for another batch or a step that the cache plan does not have.
+    Raises ValueError for the files of an older version, another batch, a step that the cache plan does not have or that is
+    taken out of order.
     """
     return GraphPredictor(Path(folder), batch, threads, config)
 
@@ -217,6 +218,8 @@ class GraphPredictor:
 
     def __init__(self, folder: Path, batch: int, threads: int, config: dict):
         self.index, self.batch = json.loads((folder / INDEX).read_text()), batch
+        if "forms" not in self.index:
+            raise ValueError(f"{folder / INDEX}: written by an older version; write the package again")
         # Pinned, every process takes the same first cores: two workers of one thread each ran at 40 % of their speed.
         properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
                       "INFERENCE_PRECISION_HINT": self.index["inference_precision"], **config}
@@ -232,6 +235,8 @@ class GraphPredictor:
         if steps is not None and not 0 <= step < len(steps):
             raise ValueError(f"graph: step {step} is not between 0 and {len(steps) - 1}, the last of the cache plan")
         form, request = (found[steps[step] if steps else 0] for found in (self.index["forms"], self.requests))
+        if step == 0:
+            self.kept.reset()
         given = [x.float(), t.expand(self.batch), *([labels] if self.index["labelled"] else [])]
         arrays = [tensor.contiguous().numpy() for tensor in given]  # a name, so that they outlive the request's run
         tensors, weights = self.kept.read(form["skipped"], step)
@@ -258,6 +263,12 @@ class Kept:
         self.held: dict[str, dict[int, object]] = {name: {} for name in terms}  # computed step -> tensor
         self.spare: dict[str, list] = {name: [] for name in terms}
 
+    def reset(self) -> None:
+        """A new trajectory: nothing is kept of one that ended early."""
+        for name, held in self.held.items():
+            self.spare[name] += held.values()
+            held.clear()
+
     def read(self, skipped: Sequence[tuple[str, int]], step: int) -> tuple[list, list[float]]:
         """-> the tensors that the step's skipped outputs are made of, and their weights. skipped: (sublayer, how many);
         where there are fewer yet, the oldest stands in with weight 0."""
@@ -265,6 +276,10 @@ class Kept:
         for name, most in skipped:
             found = self.terms[name][step]
             padded = [*found, *[[found[-1][0], 0.0]] * (most - len(found))]
+            for source, _ in padded:
+                if source not in self.held[name]:
+                    raise ValueError(f"graph: {name}: step {step} reuses the output of step {source}, but none is kept; a "
+                                     "trajectory starts at step 0")
             tensors += [self.held[name][source] for source, _ in padded]
             weights += [weight for _, weight in padded]
         return tensors, weights
@@ -272,8 +287,6 @@ class Kept:
     def write(self, name: str, step: int, like) -> object:
         """-> the tensor that this step's output goes to; like: one of its shape."""
         import openvino as ov
-        if step in self.held[name]:
-            self.spare[name].append(self.held[name].pop(step))  # of a trajectory that ended early
         self.held[name][step] = self.spare[name].pop() if self.spare[name] else ov.Tensor(like.element_type, like.shape)
         return self.held[name][step]
 

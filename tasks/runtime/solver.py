@@ -34,7 +34,7 @@ class SolverStep:
 
 def alphas_cumprod(scheduler_config: dict) -> Tensor:
     """(T,) fp64."""
-    return _alphas_cumprod(json.dumps(dict(scheduler_config), sort_keys=True, default=str))
+    return _alphas_cumprod(json.dumps(dict(scheduler_config), sort_keys=True))
 
 
 @functools.lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.cache import plot, rules
-from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, OURS, PLANS, RULES, cells, finalists
+from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, PLANS, RULES, SAVED, break_even, cells, finalists
 from benchmarks.cache.compare import at_share, distances, nearer
 from benchmarks.cache.work import Meter, counted_calls
 from benchmarks.environment import Environment
@@ -172,9 +172,13 @@ def test_every_arm_knows_how_it_is_made():
     assert {arm.make for arm in ARMS} <= {*study.PLANS, *packages.PACKAGES, "fewer_steps"}
 
 
+def test_a_quarter_of_the_steps_is_whole():
+    assert all((cell.nfe * SAVED).is_integer() for cell in break_even())
+
+
 def test_every_setting_of_the_dit_has_its_finalist():
-    assert [(cell.value, cell.nfe) for cell in finalists(OURS)] == [(0.25, 20), (0.25, 20), (0.4, 50), (0.4, 50)]
-    assert {cell.teacher for cell in finalists(OURS)} == {DIT}
+    assert [(cell.value, cell.nfe) for cell in finalists()] == [(0.25, 20), (0.25, 20), (0.4, 50), (0.4, 50)]
+    assert {cell.teacher for cell in finalists()} == {DIT}
 
 
 def test_opponents_are_pinned_exactly():

@@ -61,13 +61,15 @@ def test_the_model_is_left_as_it_was_and_the_twin_shares_its_weights():
     assert ours is not other and ours.factor is other.factor
 
 
-def test_outputs_beyond_what_is_kept_are_computed_anew(monkeypatch):
+def test_beyond_what_is_kept_a_step_is_computed_once_while_it_is_asked_for(monkeypatch):
     denoiser = toy(Scale(0.3), Scale(-0.6))
     kept, anew = reference_of(denoiser), reference_of(denoiser)
-    first = kept.outputs(2)
+    whole = fit(plan_of(denoiser), kept)
     monkeypatch.setattr("tasks.cache_learn.forecast.KEEP", 0)
-    assert all(torch.equal(a, b) for a, b in zip(first, anew.outputs(2), strict=True))
-    assert list(kept.kept) == [2] and not anew.kept
+    anew.uncached.seen = []
+    assert fit(plan_of(denoiser), anew)[0] == whole[0]
+    assert len(anew.uncached.seen) == 3, "steps 1, 2 and 4 skip something, the last one twice"
+    assert list(kept.kept) == [1, 2, 4] and list(anew.kept) == [4]
 
 
 @pytest.mark.parametrize("window", [5, 2])

@@ -89,7 +89,13 @@ def test_learned_weights_ship_and_other_lists_get_a_formula(run):
     with open(out / "forecast_curve.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
     taylor = run("taylor")[0].numbers["plans"]
-    assert report.numbers["plans"]["errors"]["removed_share"] == taylor["errors"]["removed_share"]
+    assert report.numbers["plans"]["errors"]["rollout_mse_mean"] != taylor["errors"]["rollout_mse_mean"], "weights are live"
+
+
+@pytest.mark.parametrize("changed", [{"budget": 0.0}, {"max_masks": 1}])
+def test_where_nothing_may_be_skipped_nothing_is_learned(run, changed):
+    refined = run(forecast="learned", **changed)[0].numbers["plans"]["refined"]
+    assert refined["removed_share"] == 0 and refined["rollout_mse_mean"] == 0
 
 
 def test_the_forecast_is_live_where_plans_are_compared(run):

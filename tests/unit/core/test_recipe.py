@@ -15,13 +15,26 @@ def test_round_trip_through_json():
     assert recipe.nfe == 4
 
 
+def test_learned_weights_travel_and_wrong_ones_are_refused():
+    weights = (((), ()), ((0.5,), ()), ((1.5,), (0.25, 0.1)), ((2.0,), ()))
+    recipe = Recipe(timesteps=(9, 5, 2, 0), cache=replace(PLAN, forecast="learned", weights=weights))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    for wrong, message in ((None, "forecast learned has no weights"), (weights[:3], "weights of 3 steps for 4"),
+                           ((*weights[:3], ((2.0,),)), "step 3 has weights of 1 sublayers for 2"),
+                           ((*weights[:3], ((2.0, 1.0), ())), "step 3, sublayer 0 has 2 weights for 1 outputs")):
+        with pytest.raises(ValueError, match=message):
+            replace(PLAN, forecast="learned", weights=wrong)
+    with pytest.raises(ValueError, match="forecast taylor takes no weights"):
+        replace(PLAN, forecast="taylor", weights=weights)
+
+
 def test_the_forecast_travels_and_older_plans_have_none():
     recipe = Recipe(timesteps=(9, 5, 2, 0), cache=replace(PLAN, forecast="taylor"))
     assert Recipe.from_json(recipe.to_json()) == recipe
     older = recipe.to_json()
     del older["cache"]["forecast"]
     assert Recipe.from_json(older).cache == PLAN and PLAN.forecast == "none"
-    with pytest.raises(ValueError, match="forecast 'cubic' is not one of none, taylor"):
+    with pytest.raises(ValueError, match="forecast 'cubic' is not one of none, taylor, learned"):
         replace(PLAN, forecast="cubic")
 
 

@@ -59,6 +59,9 @@ def test_a_cache_plan_matters_from_the_first_step_that_skips():
     later = replace(PLAN, compute=(*PLAN.compute[:3], (True, True)))
     assert common(keys(timesteps, plan=PLAN), keys(timesteps, plan=later)) == 3
     assert common(keys(timesteps, plan=PLAN), keys(timesteps, plan=replace(PLAN, forecast="taylor"))) == 3
+    learned = replace(PLAN, forecast="learned", weights=(((), ()), ((0.5,), ()), ((), ()), ((), (0.5, 0.1, 0.2))))
+    other = replace(learned, weights=(*learned.weights[:3], ((), (0.5, 0.1, 0.3))))
+    assert common(keys(timesteps, plan=learned), keys(timesteps, plan=other)) == 3
     whole = replace(PLAN, compute=((True, True),) * 4)
     assert common(keys(timesteps), keys(timesteps, plan=whole)) == 4
 

@@ -231,10 +231,24 @@ def test_a_forecast_by_hand():
     assert model.a.calls == 3
 
 
+def test_learned_weights_by_hand():
+    """y = 2 x; a weight for each of the last three outputs, fewer at first."""
+    model = Toy()
+    weights = [[()], [(3.0,)], [()], [(0.5, 1.0)], [()], [(1.0, -1.0, 2.0)]]
+    handle = apply_cache(model, ["a"], [[True], [False]] * 3, "learned", weights=weights)
+    seen = []
+    for step, x in enumerate([1.0, 5.0, 2.0, 5.0, 4.0, 5.0]):
+        handle.step = step
+        seen.append(model(torch.tensor([x])).item() / 11 - x)  # what `a` added
+    # computed: 2, 4, 8. Then 3 x 2; 0.5 x 4 + 2; 8 - 4 + 2 x 2.
+    assert seen == pytest.approx([2, 6, 4, 4, 8, 8], rel=1e-5)
+
+
 def test_sources_by_hand():
     compute = [True, False, True, False, False, True, False]
     assert sources(compute, "none") == [(), (0,), (), (2,), (2,), (), (5,)]
     assert sources(compute, "taylor") == [(), (0,), (), (2, 0), (2, 0), (), (5, 2)]
+    assert sources(compute, "learned") == [(), (0,), (), (2, 0), (2, 0), (), (5, 2, 0)]
 
 
 def test_no_more_is_kept_than_later_steps_need():
@@ -273,9 +287,10 @@ def test_a_forecast_from_another_batch_is_refused():
 
 
 @pytest.mark.parametrize(("forecast", "timesteps", "message"), [
-    ("euler", (1, 0), "forecast 'euler' is not one of none, taylor"),
+    ("euler", (1, 0), "forecast 'euler' is not one of none, taylor, learned"),
     ("taylor", None, "forecast taylor needs the timesteps of the 2 steps"),
     ("taylor", (3, 2, 1), "3 timesteps for 2 steps"),
+    ("learned", None, "forecast learned has no weights"),
 ])
 def test_a_wrong_forecast_is_refused(forecast, timesteps, message):
     with pytest.raises(ValueError, match=message):

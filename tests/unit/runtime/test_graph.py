@@ -34,7 +34,8 @@ def staggered(tiny_denoiser, forecast="none"):
 def relative_errors(tiny_denoiser, recipe, predict, tiny_states):
     """Of each step, over two trajectories with other inputs, against torch with the same cache live."""
     plan, errors = recipe.cache, []
-    handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, TIMESTEPS, plan.weights)
+    handle = plan and apply_cache(tiny_denoiser.model, plan.sublayers, plan.compute, plan.forecast, recipe.timesteps,
+                                  plan.weights)
     for trajectory in range(2):
         for step in range(recipe.nfe):
             inputs = tiny_states(tiny_denoiser, BATCH, 10 * trajectory + step)
@@ -73,6 +74,18 @@ def test_what_no_later_step_needs_is_not_put_out(tiny_denoiser, tiny_states, for
     assert [step for step, form in enumerate(forms) if form["kept"] == list(names)] == kept
     assert [bool(form["skipped"]) for form in forms] == [False, False, True, False] and len(predict.compiled) == 3
     assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
+
+
+def test_three_outputs_are_summed_and_tensors_are_used_in_turns(tiny_denoiser, tiny_states):
+    names = tuple(s.name for s in tiny_denoiser.sublayers())
+    compute = tuple((step in (0, 1, 2, 4, 6),) * len(names) for step in range(8))
+    columns = sources([row[0] for row in compute], "learned")
+    weights = tuple(tuple(tuple(1.2 - 0.5 * j + 0.01 * step for j in range(len(found))) for _ in names)
+                    for step, found in enumerate(columns))
+    recipe = Recipe(timesteps=tuple(range(900, 100, -100)),
+                    cache=CachePlan(sublayers=names, compute=compute, forecast="learned", weights=weights))
+    assert [len(found) for found in columns] == [0, 0, 0, 3, 0, 3, 0, 3]
+    assert max(relative_errors(tiny_denoiser, recipe, live_graph(tiny_denoiser, recipe, BATCH), tiny_states)) < 1e-5
 
 
 def test_a_trajectory_that_ends_early_leaves_nothing_behind(tiny_denoiser, tiny_states):
@@ -153,5 +166,7 @@ def test_wrong_uses_are_named(tiny_denoiser, ranges, tmp_path, tiny_states):
     predict = open_graph(tmp_path, BATCH, 1)
     with pytest.raises(ValueError, match="opened for a batch of 3, got 5"):
         predict(*tiny_states(tiny_denoiser, 5, 0), 0)
+    with pytest.raises(ValueError, match="step 1 reuses the output of step 0, but none is kept"):
+        predict(*tiny_states(tiny_denoiser, 3, 0), 1)
     with pytest.raises(ValueError, match="step 4 is not between 0 and 3"):
         predict(*tiny_states(tiny_denoiser, 3, 0), 4)
