@@ -1,7 +1,8 @@
 """Which sublayers may be skipped and what they return then, learned on the dense teacher: reuse errors, a router, whole runs.
 
 Reads: data (train split), pretrain_load (teacher).
-Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list; router.csv (cache
+Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list, and there how its
+plans forecast and may learn weights; router.csv (cache
 step, timestep, sublayer, beta) and curve.csv of its training; refine_curve.csv of the plan that was refined on whole
 trajectories, forecast_curve.csv of the training of its weights; plan.json, the CachePlan on the base list: of what was learned
 the plan whose images are closest to the uncached run's. Report: what each plan removes and how far it strays, beside rules
@@ -123,7 +124,9 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     chosen = min(LEARNED, key=lambda name: np.median(distances[name]))
 
     np.save(out / "errors.npy", errors)
-    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": formula(params.forecast)})
+    learn = {"images": params.refine.images, **asdict(params.weights)} if params.forecast == "learned" else None
+    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": formula(params.forecast),
+                                   "learn": learn})
     write_json(out / "plan.json", {"timesteps": recipe.timesteps, **asdict(plans[chosen])})
     write_rows(out / "router.csv", ("step", "timestep", "sublayer", "beta"), router_rows(beta, recipe.timesteps, sublayers))
     write_rows(out / "curve.csv", ("step", "loss"), curve)

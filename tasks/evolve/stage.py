@@ -2,9 +2,10 @@
 
 Reads: data (the feature net that guides the search), pretrain_load (teacher), profile (times per layer, for the target
 latency), mask_search (which grain pays on the target), distill (its weights), cache_learn (reuse errors, base list).
-Writes: recipe.json, the candidate nearest to the teacher's images among all within the bound; single.json, recipes for the
-dense weights: `timesteps` (searched, as many as the recipe's, fp32) and `precision` (searched, on the base list);
-pareto.csv; evaluations.jsonl. Report: evaluations, hypervolume, the best, the goal.
+Writes: recipe.json, the candidate nearest to the teacher's images among all within the bound, its cache plan with weights
+learned for its list where that brings it nearer; single.json, recipes for the dense weights: `timesteps` (searched, as many as
+the recipe's, fp32) and `precision` (searched, on the base list); pareto.csv; evaluations.jsonl. Report: evaluations,
+hypervolume, the best, the goal.
 Left out: quality on the holdout and with fresh noise (fid judges that); the search never sees the second feature net.
 """
 
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.core.artifacts import Inputs, Report, write_json
+from tasks.core.artifacts import Inputs, Report, read_json, write_json
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.quality import paired_distance
 from tasks.evolve.costs import bound_of
+from tasks.evolve.finalist import with_learned_weights
 from tasks.evolve.fitness import Protocol
 from tasks.evolve.lab import key_of, open_lab
 from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
@@ -104,14 +106,23 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     by_bits = evolve(bits, params.single_evaluations, "evolve precision alone")
     single = {"timesteps": (steps, least_distance(by_steps)), "precision": (bits, least_cost(by_bits, params.tolerated))}
 
-    write_json(out / "recipe.json", space.recipe(best.candidate).to_json())
+    recipe, learned = space.recipe(best.candidate), None
+    if recipe.cache and (learn := read_json(inputs["cache_learn"] / "grid.json").get("learn")):
+        first = params.protocol.images + params.protocol.calibration_images  # noises that no evaluation sees
+        tried = with_learned_weights(recipe, problem.teacher, learn, first, params.protocol.seed,
+                                     inputs.checkpoint("evolve_finalist"))
+        learned, = lab.distances(references, [(best.candidate.weights, tried)], 1, "evolve, the best with learned weights")
+        recipe = tried if learned is not None and learned < best.loss else recipe
+
+    write_json(out / "recipe.json", recipe.to_json())
     write_json(out / "single.json", {name: within.recipe(e.candidate).to_json() for name, (within, e) in single.items()})
     write_front(out / "pareto.csv", space, pareto_front(told))
     write_evaluations(out / "evaluations.jsonl", space, told, lab.failures)
     return Report({
         "evaluations": len(told), "failed": sum(e.loss is None for e in told), "grain": problem.grain,
-        "unit": paired_distance(*references), "best": facts(space, best), "hypervolume": growth(told),
-        "goal": goal_facts(params, told, best), "single": {name: facts(*found) for name, found in single.items()}})
+        "unit": paired_distance(*references), "best": facts(space, best), "distance_with_learned_weights": learned,
+        "hypervolume": growth(told), "goal": goal_facts(params, told, best),
+        "single": {name: facts(*found) for name, found in single.items()}})
 
 
 def least_distance(told: Sequence[Evaluation]) -> Evaluation:

@@ -1,11 +1,12 @@
 """The whole stage on a tiny random DiT: what it writes, that it repeats itself, and that a killed search pays nothing twice."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from tasks.core.artifacts import read_json
+from tasks.core.artifacts import read_json, write_json
 from tasks.core.recipe import Recipe
 from tasks.evolve import fitness, lab
 from tasks.evolve.lab import EvaluationLog
@@ -157,3 +158,18 @@ def test_every_strategy_stays_within_the_bound(first, folders, tmp_path, monkeyp
     report = run(replace(PARAMS, evaluations=30, single_evaluations=2, strategy=strategy), folders, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
     assert len(rows) == 30 == report.numbers["evaluations"] and all(row["cost"] <= 1 / 8 for row in rows)
+
+
+def test_the_finalist_learns_weights_for_its_list(folders, tmp_path, monkeypatch):
+    """Where every candidate caches: what ships has the weights, what was searched has not."""
+    copy = tmp_path / "cache_learn"
+    shutil.copytree(folders["cache_learn"], copy)
+    grid = read_json(copy / "grid.json")
+    write_json(copy / "grid.json", grid | {"learn": {"images": 4, "steps": 3, "batch": 2, "lr": 0.01, "window": 20}})
+    monkeypatch.chdir(tmp_path)
+    found = run(replace(PARAMS, cache_budgets=(0.3,)), folders | {"cache_learn": copy}, tmp_path / "out").numbers
+    shipped = Recipe.from_json(read_json(tmp_path / "out" / "recipe.json"))
+    nearer = found["distance_with_learned_weights"] < found["best"]["distance"]
+    assert nearer and shipped.cache.forecast == "learned", "plain reuse is far from the best weights"
+    rows = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert all(row["recipe"]["cache"]["forecast"] == "none" for row in rows)

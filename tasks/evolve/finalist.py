@@ -1,0 +1,24 @@
+"""The search plans caches from formulas, which hold for any list; its finalist's plan learns weights for its own list."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tasks.cache_learn.forecast import Reference, fit, train
+from tasks.core.checkpoint import Checkpoint
+from tasks.core.denoiser import Denoiser
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, labels_for
+
+
+def with_learned_weights(recipe: Recipe, teacher: Denoiser, learn: Mapping, first: int, seed: int,
+                         checkpoint: Checkpoint) -> Recipe:
+    """The recipe, its cache plan with weights learned on the dense teacher in fp32.
+
+    learn: `learn` of cache_learn's grid.json, how that stage learned. first, seed: of the noises.
+    """
+    how = dict(learn)
+    images = range(first, first + how.pop("images"))
+    reference = Reference.of(teacher, Recipe(timesteps=recipe.timesteps, solver=recipe.solver), recipe.cache.sublayers,
+                             initial_noise(teacher.sample_shape, images, seed), labels_for(images, teacher.num_classes))
+    plan, _ = train(fit(recipe.cache, reference)[0], reference, **how, checkpoint=checkpoint)
+    return replace(recipe, cache=plan)
