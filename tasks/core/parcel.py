@@ -43,7 +43,11 @@ class Parcel:
 
     def unpack_into(self, folder: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(self.data if self.uri is None else read_uri(self.uri))) as tar:
-            tar.extractall(folder, filter="data")
+            members = tar.getmembers()
+            for member in members:  # Python 3.11.0 to 3.11.3 know no filter="data"
+                if not member.isfile() or Path(member.name).is_absolute() or ".." in Path(member.name).parts:
+                    raise ValueError(f"parcel {self.name}: {member.name} is not a file inside the folder")
+            tar.extractall(folder, members)
 
 
 def pack(root: Path, files: list[Path], max_bytes: int, storage_uri: str | None) -> Parcel:
@@ -62,7 +66,7 @@ def pack(root: Path, files: list[Path], max_bytes: int, storage_uri: str | None)
 
 def to_tar(root: Path, files: list[Path]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w", dereference=True) as tar:  # DVC may have linked them to its cache
         for path in files:
             tar.add(path, path.relative_to(root).as_posix(), recursive=False)
     return buffer.getvalue()

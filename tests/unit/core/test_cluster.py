@@ -1,8 +1,10 @@
 """Order, look-ahead and outcomes of `Cluster.map`; the serial path here, the same promises over Ray in tests/faults."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +110,19 @@ def test_opening_twice_unpacks_once(tmp_path, monkeypatch):
     first = packed.open()
     stamp = first.stat().st_ino
     assert packed.open() == first and first.stat().st_ino == stamp and (first / "x").read_text() == "1"
+
+
+def test_links_travel_as_what_they_point_to_and_nothing_leaves_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "x").write_text("1")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "x")  # as DVC links to its cache
+    assert (pack(tmp_path / "a", files_of(tmp_path / "a"), 100_000, None).open() / "link").read_text() == "1"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(tmp_path / "x", "../evil")
+    with pytest.raises(ValueError, match=r"parcel p: \.\./evil is not a file inside the folder"):
+        Parcel("p", data=buffer.getvalue()).open()
 
 
 def test_shipping_on_this_machine_is_the_folder_itself(tmp_path):

@@ -26,5 +26,5 @@ def test_freed_memory_is_used_again_without_page_faults():
         first = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # what glibc starts with; by itself it learns, now and then
         return int(subprocess.run(command, env=first, check=True, capture_output=True).stdout)
 
-    assert faults("keep_freed_memory()") < 500
-    assert faults("") > 10 * 500
+    kept, handed_back = faults("keep_freed_memory()"), faults("")
+    assert kept < handed_back / 10 and handed_back > 20 * 2 * 1000, "now and then one block of 40 is asked for anew"
