@@ -296,7 +296,7 @@ def speed_of_skipped_work(root: Path) -> Outcome:
 
 @claim("cache")
 def list_never_seen(root: Path) -> Outcome:
-    """At 50 steps, of which the error table knows 20: distance of the best plan that it and two rules propose, over the nearer
+    """At 50 steps, of which the error table knows 20: distance of the best plan that it and rules propose, over the nearer
     of those trained for the list: ours, searched and trained, and the router's."""
     fidelity = of_cells(root, "fidelity")
     ratios = []

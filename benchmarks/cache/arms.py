@@ -37,7 +37,7 @@ RULES = (
     Arm(name="fewer_steps", make="fewer_steps", strength="budget", values=BUDGETS),
     Arm(name="uniform_interval", make="uniform_interval", strength="budget", values=BUDGETS),
     Arm(name="time_threshold", make="time_threshold", strength="budget", values=HALVES),
-    Arm(name="time_threshold_clean", make="clean_end", strength="budget", values=HALVES),
+    Arm(name="time_threshold_clean", make="time_threshold", strength="budget", values=HALVES, fixed={"end": "clean"}),
     *(Arm(name=f"{order}_layers", make="layers", strength="budget", values=HALVES, fixed={"order": order})
       for order in ("top", "bottom", "random")),
 )

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.cache_learn.baselines import whole_steps
 from tasks.core.recipe import CachePlan
 
 
@@ -24,11 +23,3 @@ def layers(steps: int, sublayers: Sequence[str], budget: float, order: str, seed
     compute = np.ones((steps, len(sublayers)), bool)
     compute[np.tile(halves, len(sublayers))[:due], np.repeat(ranked, len(halves))[:due]] = False
     return CachePlan(sublayers=tuple(sublayers), compute=tuple(tuple(map(bool, row)) for row in compute))
-
-
-def clean_end(steps: int, sublayers: Sequence[str], budget: float) -> CachePlan:
-    """`time_threshold` from the other side: every second step is skipped from the last one back to a threshold, none before."""
-    due = min(math.ceil(budget * steps - 1e-9), steps // 2)
-    rows = np.ones(steps, bool)
-    rows[steps - 1 - 2 * np.arange(due)] = False
-    return whole_steps(rows, sublayers)

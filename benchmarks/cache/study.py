@@ -67,8 +67,7 @@ def rule(make: Callable[..., CachePlan], lab: Lab, recipe: Recipe, **settings) -
 
 
 PLANS = {"errors": errors, "refined": refined, "router": router, "layers": partial(rule, rules.layers),
-         "clean_end": partial(rule, rules.clean_end), "uniform_interval": partial(rule, uniform_interval),
-         "time_threshold": partial(rule, time_threshold)}
+         "uniform_interval": partial(rule, uniform_interval), "time_threshold": partial(rule, time_threshold)}
 
 
 def recipe_of(cell: Cell, lab: Lab) -> Recipe:

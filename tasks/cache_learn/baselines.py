@@ -15,12 +15,13 @@ def uniform_interval(steps: int, sublayers: Sequence[str], budget: float) -> Cac
     return whole_steps(rows, sublayers)
 
 
-def time_threshold(steps: int, sublayers: Sequence[str], budget: float) -> CachePlan:
-    """Every second step is skipped from the noisy end down to a threshold, none after it: what the released routers of
-    Learning-to-Cache come close to. Removes half of all evaluations at most."""
+def time_threshold(steps: int, sublayers: Sequence[str], budget: float, end: str = "noisy") -> CachePlan:
+    """Every second step is skipped from one end to a threshold, none beyond it. Removes half of all evaluations at most.
+
+    end: noisy, as the released routers of Learning-to-Cache nearly do | clean, from the last step backwards."""
     skipped = min(int(np.ceil(steps * budget - 1e-9)), steps // 2)
     rows = np.ones(steps, bool)
-    rows[1: 2 * skipped: 2] = False
+    rows[1 + 2 * np.arange(skipped) if end == "noisy" else steps - 1 - 2 * np.arange(skipped)] = False
     return whole_steps(rows, sublayers)
 
 

@@ -34,7 +34,8 @@ def proposals(costs: np.ndarray, sublayers: Sequence[str], budget: float, max_ma
     plans = [plan_from_costs(costs, sublayers, budget, masks) for masks in range(min(2, max_masks), max_masks + 1)]
     enough = min(math.ceil(budget * steps * len(sublayers) - 1e-9), *(removed(np.array(plan.compute)) for plan in plans))
     if max_masks > 1:
-        rules = uniform_interval(steps, sublayers, budget), time_threshold(steps, sublayers, budget)
+        rules = (uniform_interval(steps, sublayers, budget),
+                 *(time_threshold(steps, sublayers, budget, end) for end in ("noisy", "clean")))
         plans += [plan for plan in rules if removed(np.array(plan.compute)) >= enough]
     kinds = ("none",) if forecast == "learned" else dict.fromkeys(("none", forecast))
     return [replace(plan, forecast=kind) for plan in dict.fromkeys(plans) for kind in kinds]

@@ -16,6 +16,7 @@ from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, PLANS, RULES, SAVED, bre
 from benchmarks.cache.compare import at_share, distances, nearer
 from benchmarks.cache.work import Meter, counted_calls
 from benchmarks.environment import Environment
+from tasks.cache_learn.baselines import time_threshold
 from tasks.core.cost import layer_costs, macs
 from tasks.core.denoiser import Denoiser, build
 from tasks.core.recipe import CachePlan, Recipe
@@ -112,9 +113,9 @@ def test_layers_remove_what_they_are_asked_to_up_to_half(order, budget, removed)
 
 
 def test_a_threshold_from_the_clean_end_leaves_the_noisy_one_alone():
-    skipped = [step for step, row in enumerate(rules.clean_end(6, "ab", 0.3).compute) if not any(row)]
+    skipped = [step for step, row in enumerate(time_threshold(6, "ab", 0.3, "clean").compute) if not any(row)]
     assert skipped == [3, 5]
-    assert rules.clean_end(7, "ab", 0.9).removed_share == pytest.approx(3 / 7)
+    assert time_threshold(7, "ab", 0.9, "clean").removed_share == pytest.approx(3 / 7)
 
 
 def test_an_unknown_order_is_named():

@@ -77,10 +77,11 @@ def test_the_table_proposes_every_number_of_masks_with_each_forecast():
 
 
 def test_rules_are_proposed_where_they_remove_as_much():
-    """Costs that forbid nothing and are all alike: the table's plan removes what the budget asks for, and so do both rules."""
+    """Costs that forbid nothing and are all alike: the table's plan removes what the budget asks for, and so do the rules."""
     costs = np.where(np.triu(np.ones((10, 10), bool), 1), 1.0, np.inf)[None].repeat(4, axis=0)
     costs[:, range(10), range(10)] = 0
     found = proposals(costs, SUBLAYERS, 0.3, 2, "none")
-    assert [plan.removed_share for plan in found] == pytest.approx([0.3] * 3)
+    assert [plan.removed_share for plan in found] == pytest.approx([0.3] * 4)
     assert found[1] == uniform_interval(10, SUBLAYERS, 0.3) and found[2] == time_threshold(10, SUBLAYERS, 0.3)
+    assert found[3] == time_threshold(10, SUBLAYERS, 0.3, "clean")
     assert len(proposals(costs, SUBLAYERS, 0.6, 2, "none")) == 2, "a threshold skips every second step at most"
