@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from tasks.core.artifacts import Inputs, Report, read_json, write_json
+from tasks.core.denoiser import Denoiser
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.quality import paired_distance
+from tasks.core.recipe import Recipe
 from tasks.evolve.costs import bound_of
 from tasks.evolve.finalist import with_learned_weights
 from tasks.evolve.fitness import Protocol
-from tasks.evolve.lab import key_of, open_lab
+from tasks.evolve.lab import Lab, key_of, open_lab
 from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
 from tasks.evolve.space import GROUPINGS, Candidate, Space
@@ -106,13 +108,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     by_bits = evolve(bits, params.single_evaluations, "evolve precision alone")
     single = {"timesteps": (steps, least_distance(by_steps)), "precision": (bits, least_cost(by_bits, params.tolerated))}
 
-    recipe, learned = space.recipe(best.candidate), None
-    if recipe.cache and (learn := read_json(inputs["cache_learn"] / "grid.json").get("learn")):
-        first = params.protocol.images + params.protocol.calibration_images  # noises that no evaluation sees
-        tried = with_learned_weights(recipe, problem.teacher, learn, first, params.protocol.seed,
-                                     inputs.checkpoint("evolve_finalist"))
-        learned, = lab.distances(references, [(best.candidate.weights, tried)], 1, "evolve, the best with learned weights")
-        recipe = tried if learned is not None and learned < best.loss else recipe
+    recipe, learned = finalist(best, space.recipe(best.candidate), problem.teacher, lab, references, params.protocol, inputs)
 
     write_json(out / "recipe.json", recipe.to_json())
     write_json(out / "single.json", {name: within.recipe(e.candidate).to_json() for name, (within, e) in single.items()})
@@ -123,6 +119,18 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         "unit": paired_distance(*references), "best": facts(space, best), "distance_with_learned_weights": learned,
         "hypervolume": growth(told), "goal": goal_facts(params, told, best),
         "single": {name: facts(*found) for name, found in single.items()}})
+
+
+def finalist(best: Evaluation, recipe: Recipe, teacher: Denoiser, lab: Lab, references: tuple[np.ndarray, np.ndarray],
+             protocol: Protocol, inputs: Inputs) -> tuple[Recipe, float | None]:
+    """-> the best's recipe, with weights learned for its list where these bring it nearer; its distance with them, if tried."""
+    learn = read_json(inputs["cache_learn"] / "grid.json").get("learn")
+    if recipe.cache is None or learn is None:
+        return recipe, None
+    first = protocol.images + protocol.calibration_images  # noises that no evaluation sees
+    tried = with_learned_weights(recipe, teacher, learn, first, protocol.seed, inputs.checkpoint("evolve_finalist"))
+    learned, = lab.distances(references, [(best.candidate.weights, tried)], 1, "evolve, the best with learned weights")
+    return (tried if learned is not None and learned < best.loss else recipe), learned
 
 
 def least_distance(told: Sequence[Evaluation]) -> Evaluation:
