@@ -25,12 +25,13 @@ class Arm:
 
 
 OURS = "refined"
+TABLE = {"unit": "trunk", "max_masks": 4}
 PLANS = (
-    Arm(name=OURS, make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "learned": True},
+    Arm(name=OURS, make="refined", strength="budget", values=BUDGETS, fixed={"unit": "trunk", "learned": True},
         backends=("eager", "openvino")),
-    Arm(name="table", make="refined", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "learned": False}),
-    Arm(name="errors", make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "taylor"}),
-    Arm(name="errors_reuse", make="errors", strength="budget", values=BUDGETS, fixed={"max_masks": 4, "forecast": "none"}),
+    Arm(name="table", make="refined", strength="budget", values=BUDGETS, fixed={"unit": "trunk", "learned": False}),
+    Arm(name="errors", make="errors", strength="budget", values=BUDGETS, fixed={**TABLE, "forecast": "taylor"}),
+    Arm(name="errors_reuse", make="errors", strength="budget", values=BUDGETS, fixed={**TABLE, "forecast": "none"}),
     Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
 )
 RULES = (

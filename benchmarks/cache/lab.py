@@ -1,6 +1,7 @@
 """What all arms share: a shipped teacher, the judge of its samples, the error table and routers that our plans come from."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks.cache.arms import NFES
 from benchmarks.cache.work import Meter
 from benchmarks.sparsity.lab import kept_features, made
 from tasks.cache_learn import stage as cache_stage
-from tasks.cache_learn.errors import empty_errors, measure_errors
+from tasks.cache_learn.errors import ReuseTable
 from tasks.cache_learn.router import train_router
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, digest, read_json, write_json
@@ -23,7 +24,7 @@ from tasks.core.params import read_params, stage_params
 from tasks.core.progress import track
 from tasks.core.quality import features, paired_distance
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import initial_noise, labels_for, network, sample_in_chunks, spaced_timesteps
+from tasks.core.sampler import labels_for, network, sample_in_chunks, spaced_timesteps
 from tasks.data import stage as data_stage
 from tasks.data.features import load_feature_net, load_labels, load_reference
 from tasks.fid.measure import Judge
@@ -70,25 +71,22 @@ class Lab:
 
     @cached_property
     def sublayers(self) -> list[str]:
-        return [s.name for s in self.teacher.sublayers()]
+        return cache_stage.units_of(self.teacher, "sublayer")
 
-    @cached_property
-    def grid(self) -> tuple[int, ...]:
-        return spaced_timesteps(self.teacher.schedule, self.learn.grid)
-
-    @cached_property
-    def errors(self) -> np.ndarray:
-        """E[sublayer, from, to] on `grid`."""
-        return kept_features(self, "errors", lambda: error_table(self))
+    def table(self, unit: str) -> ReuseTable:
+        """unit: trunk | sublayer."""
+        return read_made(self.folder / "tables" / unit, lambda: cache_stage.reuse_table(
+            self.teacher, dataclasses.replace(self.learn, unit=unit),
+            lambda name: Checkpoint(self.folder / "checkpoints" / name, unit)))
 
     def beta(self, nfe: int) -> Tensor:
         """The router's (pairs, S) for the uniform list of `nfe` steps."""
         checkpoint = Checkpoint(self.folder / "checkpoints", f"router-{nfe}")
         return torch.from_numpy(kept_features(self, f"router-{nfe}", lambda: trained_router(self, nfe, checkpoint).numpy()))
 
-    def refined(self, recipe: Recipe, budget: float, max_masks: int, learned: bool) -> CachePlan:
+    def refined(self, recipe: Recipe, budget: float, unit: str, learned: bool) -> CachePlan:
         """Kept, as cells of several parts share it; its noises are not those of what is judged."""
-        how = planning(self, budget, max_masks, learned)
+        how = planning(self, budget, unit, learned)
         key = digest([recipe.to_json(), asdict(how)])
         path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{key[:8]}.json"
         if not path.exists():
@@ -132,19 +130,18 @@ def sampled_features(lab: Lab, predict: Predict, recipe: Recipe, n: int, label: 
     return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
 
 
-def error_table(lab: Lab) -> np.ndarray:
-    teacher, indices, checkpoint = lab.teacher, range(lab.learn.error_samples), Checkpoint(lab.folder / "checkpoints", "errors")
-    saved = checkpoint.load()
-    table = saved["errors"].numpy() if saved else empty_errors(len(lab.sublayers), len(lab.grid))
-    noise = initial_noise(teacher.sample_shape, indices, lab.learn.seed)
-    labels = labels_for(indices, teacher.num_classes)
-    return measure_errors(teacher, lab.sublayers, lab.grid, noise, labels, lab.learn.max_gap, table,
-                          keep=lambda now: checkpoint.save_if_due(lambda: {"errors": torch.from_numpy(now)}))
+def read_made(folder: Path, make: Callable[[], ReuseTable]) -> ReuseTable:
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        make().write(partial)
+        partial.rename(folder)
+    return ReuseTable.read(folder)
 
 
-def planning(lab: Lab, budget: float, max_masks: int, learned: bool) -> cache_stage.Params:
+def planning(lab: Lab, budget: float, unit: str, learned: bool) -> cache_stage.Params:
     """As cache_learn plans for its base list; or, not learned, the best of what it proposes, weights fitted in one run."""
-    how = dataclasses.replace(lab.learn, budget=budget, max_masks=max_masks)
+    how = dataclasses.replace(lab.learn, budget=budget, unit=unit)
     if learned:
         return how
     return dataclasses.replace(how, refine=dataclasses.replace(how.refine, tries=0),
@@ -152,9 +149,9 @@ def planning(lab: Lab, budget: float, max_masks: int, learned: bool) -> cache_st
 
 
 def refined_plan(lab: Lab, recipe: Recipe, how: cache_stage.Params, key: str) -> CachePlan:
-    reference = cache_stage.reference_of(lab.teacher, recipe, lab.sublayers, how)
-    return cache_stage.refined_plan(lab.errors, lab.grid, reference, how,
-                                    lambda name: Checkpoint(lab.folder / "checkpoints" / name, key))[0]
+    table = lab.table(how.unit)
+    reference = cache_stage.reference_of(lab.teacher, recipe, table.sublayers, how)
+    return cache_stage.refined_plan(table, reference, how, lambda name: Checkpoint(lab.folder / "checkpoints" / name, key))[0]
 
 
 def trained_router(lab: Lab, nfe: int, checkpoint: Checkpoint) -> Tensor:

@@ -21,7 +21,7 @@ from benchmarks.cache.work import counted_calls
 from benchmarks.sparsity.lab import kept_features
 from tasks.benchmark.measure import Case, interleaved
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
-from tasks.cache_learn.plan import plan_from_costs, plan_from_errors, step_weights
+from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.router import router_costs
 from tasks.core import quality
 from tasks.core.checkpoint import Checkpoint
@@ -48,14 +48,13 @@ class Run:
 
 # ---- how an arm samples ----
 
-def errors(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int, forecast: str) -> CachePlan:
-    weights = step_weights(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
-    plan = plan_from_errors(lab.errors, lab.grid, recipe.timesteps, lab.sublayers, budget, max_masks, weights)
-    return replace(plan, forecast=forecast)
+def errors(lab: Lab, recipe: Recipe, *, budget: float, unit: str, max_masks: int, forecast: str) -> CachePlan:
+    costs = lab.table(unit).costs(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
+    return replace(plan_from_costs(costs, lab.table(unit).sublayers, budget, max_masks), forecast=forecast)
 
 
-def refined(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int, learned: bool) -> CachePlan:
-    return lab.refined(recipe, budget, max_masks, learned)
+def refined(lab: Lab, recipe: Recipe, *, budget: float, unit: str, learned: bool) -> CachePlan:
+    return lab.refined(recipe, budget, unit, learned)
 
 
 def router(lab: Lab, recipe: Recipe, *, budget: float, max_masks: int) -> CachePlan:

@@ -1,22 +1,60 @@
-"""How wrong the prediction becomes when one sublayer reuses its output: a table that serves every timestep list.
+"""What it costs the image when one sublayer reuses its output: a table that serves every timestep list.
 
-Measured once on a grid of timesteps, along the teacher's own trajectories, as CEM (arXiv 2512.23258) does; errors of several
-sublayers and steps are taken to add up. Left out: how an error at one step changes the states of later ones.
+Measured once on a grid of timesteps, along the teacher's own trajectories: how wrong the prediction becomes, as CEM (arXiv
+2512.23258) has it, and how an error of the state at each timestep grows on its way to the image. Without the second, plans skip
+early: an error there is small in the prediction, but on our teachers it grows by two orders of magnitude, and one near the end
+does not grow at all. Errors of several sublayers and steps are taken to add up.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from tasks.cache_learn.hooks import record, replaced
+from tasks.core.artifacts import read_json, write_json
 from tasks.core.denoiser import Denoiser
+from tasks.core.hooks import record, replaced
 from tasks.core.progress import track
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import trajectory
+from tasks.core.sampler import network, trajectory
+from tasks.runtime.solver import clip_bound, integrate, solver_steps
+
+LAST = -1  # stands for the timestep of the image itself: an error there is as large as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReuseTable:
+    """sublayers: S names. grid: G strictly decreasing timesteps. errors: (S, G, G), see `measure_errors`. growth: (G,), see
+    `measure_growth`."""
+
+    sublayers: Sequence[str]
+    grid: Sequence[int]
+    errors: np.ndarray
+    growth: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> "ReuseTable":
+        """From errors.npy and grid.json of the stage."""
+        grid = read_json(folder / "grid.json")
+        return cls(sublayers=grid["sublayers"], grid=grid["timesteps"], errors=np.load(folder / "errors.npy"),
+                   growth=np.array(grid["growth"]))
+
+    def write(self, folder: Path, **more) -> None:
+        """more: what else grid.json says."""
+        np.save(folder / "errors.npy", self.errors)
+        write_json(folder / "grid.json", {"timesteps": self.grid, "sublayers": self.sublayers,
+                                          "growth": self.growth.tolist(), **more})
+
+    def costs(self, scheduler_config: Mapping, timesteps: Sequence[int], solver: str) -> np.ndarray:
+        """(S, N, N) mean squared error of the image from reusing at step `to` what step `from` computed; inf over gaps that
+        were not measured."""
+        weights = step_weights(scheduler_config, timesteps, solver, growth_at(self.grid, self.growth, timesteps))
+        return interpolate_errors(self.errors, self.grid, timesteps) * weights
 
 
 def empty_errors(sublayers: int, grid: int) -> np.ndarray:
@@ -100,3 +138,49 @@ def bilinear(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
     r1, c1 = np.minimum(r + 1, table.shape[1] - 1), np.minimum(c + 1, table.shape[2] - 1)
     return ((1 - wr) * ((1 - wc) * table[:, r, c] + wc * table[:, r, c1])
             + wr * ((1 - wc) * table[:, r1, c] + wc * table[:, r1, c1]))
+
+
+def measure_growth(denoiser: Denoiser, grid: Sequence[int], noise: Tensor, labels: Tensor | None, growth: np.ndarray,
+                   keep: Callable[[np.ndarray], None] = lambda growth: None) -> np.ndarray:
+    """Fill growth[j] = (distance of the images / distance of the states at timestep grid[j])^2 of two runs that part there.
+
+    Both are DDIM's over the grid; the other one took the step before with the prediction of the step before that, an error as a
+    cache makes it. Distances are means over images: of squares, a few samples that turn into another image would decide. The
+    first two, which nothing can reach, are as the third. growth: (G,) NaN where it is to be measured; changed in place, and
+    handed to `keep` after every entry. -> growth.
+    """
+    steps, clip = solver_steps(denoiser.schedule.config, tuple(grid), "ddim"), clip_bound(denoiser.schedule.config)
+    predict, predictions = network(denoiser), []
+
+    def recorded(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
+        predictions.append(predict(x, t, labels, step))
+        return predictions[-1]
+
+    with torch.inference_mode():
+        visited = list(integrate(recorded, steps, noise, labels, clip))
+        states, image = [x for _, x, _ in visited], visited[-1][2]
+        for j in track([j for j in range(2, len(grid)) if np.isnan(growth[j])], len(grid) - 2, "growth of errors"):
+            moved = states[j] + steps[j - 1].b * steps[j - 1].q * (predictions[j - 2] - predictions[j - 1])
+            *_, (_, _, other) = integrate(predict, steps[j:], moved, labels, clip)
+            growth[j] = (distance(other, image) / distance(moved, states[j])) ** 2
+            keep(growth)
+    growth[:2] = growth[2]
+    return growth
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return (a - b).double().flatten(1).norm(dim=1).mean().item()
+
+
+def growth_at(grid: Sequence[int], growth: np.ndarray, timesteps: Sequence[int]) -> np.ndarray:
+    """(G,) -> (N + 1,): of an error of the state before each step, and of the image. Its logarithm is interpolated in t."""
+    known = [*grid, LAST], np.log([*growth, 1.0])
+    return np.exp(np.interp([*timesteps, LAST], known[0][::-1], known[1][::-1]))
+
+
+def step_weights(scheduler_config: Mapping, timesteps: Sequence[int], solver: str, growth: np.ndarray) -> np.ndarray:
+    """(N,) squared derivative of the image with respect to the prediction at each step: through the state after it, and for
+    dpm2m also through the x0 that the step after it takes from it. growth: (N + 1,), see `growth_at`."""
+    steps, roots = solver_steps(dict(scheduler_config), tuple(timesteps), solver), np.sqrt([*growth, 1.0])
+    carried = [*(step.c for step in steps[1:]), 0.0]
+    return np.array([(step.q * (step.b * roots[i + 1] + carried[i] * roots[i + 2])) ** 2 for i, step in enumerate(steps)])

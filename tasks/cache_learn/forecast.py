@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.cache_learn.hooks import record
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
+from tasks.core.hooks import record
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import cached_network, network, sample, stepping, trajectory
 from tasks.core.training import optimise
@@ -48,6 +48,10 @@ class Reference:
         visited = list(trajectory(network(denoiser), denoiser.schedule, recipe, noise, labels))
         states = torch.stack([*[x for _, x, _ in visited], visited[-1][2]])
         return cls(denoiser=denoiser, uncached=twin(denoiser), recipe=recipe, sublayers=sublayers, states=states, labels=labels)
+
+    def recording(self, sublayers: Sequence[str]) -> "Reference":
+        """The same run, for plans of these sublayers."""
+        return replace(self, sublayers=sublayers, kept={})
 
     @property
     def images(self) -> Tensor:
@@ -158,8 +162,8 @@ def weighed(denoiser: Denoiser, plan: CachePlan,
             weigh: Callable[[str, int, Sequence[Tensor]], Sequence]) -> Iterator[CacheHandle]:
     """The plan live, weigh(sublayer, step, its last outputs) being asked for the weights of each skipped output."""
     handle = apply_cache(denoiser.model, plan.sublayers, plan.compute, "learned", weights=cut_to(plan, padded(plan)))
-    for name, forward in handle.forwards.items():
-        forward.weigh = partial(weigh, name)  # instead of looking them up
+    for name, unit in handle.units.items():
+        unit.weigh = partial(weigh, name)  # instead of looking them up
     try:
         yield handle
     finally:
@@ -205,8 +209,8 @@ def backward(plan: CachePlan, reference: Reference, weights: Tensor, chosen: Ten
 
 
 def detach(handle: CacheHandle) -> None:
-    for forward in handle.forwards.values():
-        forward.kept = {source: (kind, y.detach()) for source, (kind, y) in forward.kept.items()}
+    for unit in handle.units.values():
+        unit.kept = {source: (kind, y.detach()) for source, (kind, y) in unit.kept.items()}
 
 
 def root_distance(found: Tensor, wanted: Tensor) -> Tensor:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.cache_learn.errors import interpolate_errors
 from tasks.core.recipe import CachePlan
-from tasks.runtime.solver import solver_steps
 
 LEVELS = 12       # budgets whose unlimited optimum the local search starts from
 PERIODS = (2, 3)  # and periodic patterns: a step computed in full, then one or two that share a mask
@@ -27,21 +25,6 @@ class Options:
     cost: np.ndarray      # (S, P) inf where impossible
     removed: np.ndarray   # (P,) evaluations skipped
     computed: np.ndarray  # (S, P, N) bool
-
-
-def plan_from_errors(errors: np.ndarray, grid: Sequence[int], timesteps: Sequence[int], sublayers: Sequence[str], budget: float,
-                     max_masks: int = 4, weights: np.ndarray | None = None) -> CachePlan:
-    """The plan for `timesteps` from the table E[sublayer, from, to] on `grid` (see `measure_errors`).
-
-    weights: (N,) what an error of the prediction at each step counts for, e.g. `step_weights`; None: all the same.
-    """
-    costs = interpolate_errors(errors, grid, timesteps)
-    return plan_from_costs(costs if weights is None else costs * weights, sublayers, budget, max_masks)
-
-
-def step_weights(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> np.ndarray:
-    """(N,) squared derivative of the solver's next state with respect to the prediction: a long step counts for more."""
-    return np.array([(step.b * step.q) ** 2 for step in solver_steps(scheduler_config, timesteps, solver)])
 
 
 def plan_from_costs(costs: np.ndarray, sublayers: Sequence[str], budget: float, max_masks: int = 4) -> CachePlan:
@@ -81,7 +64,7 @@ def cheapest(best: np.ndarray, target: int) -> int:
 def menus(costs: np.ndarray, max_masks: int) -> Iterator[Options]:
     """The sets of choices to search: every pattern where the limit cannot bind; else one set per grouping of steps."""
     free = free_options(costs)
-    if max_masks >= costs.shape[1]:
+    if max_masks >= min(costs.shape[1], 2 ** len(costs)):
         yield free
         return
     everything = np.zeros(costs.shape[1], int)

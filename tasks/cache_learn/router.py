@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from tasks.cache_learn.hooks import record, rewrite
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
+from tasks.core.hooks import record, rewrite
 from tasks.core.recipe import CachePlan
 from tasks.core.training import draw_batch, optimise, step_generator
 from tasks.runtime.solver import SolverStep, advance, clip_bound, solver_steps

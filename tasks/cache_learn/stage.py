@@ -1,8 +1,8 @@
 """Which sublayers may be skipped and what they return then, learned on the dense teacher: reuse errors, a router, whole runs.
 
 Reads: data (train split), pretrain_load (teacher).
-Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list, and there how its
-plans forecast and may learn weights; router.csv (cache
+Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list, and there how errors
+grow and how plans forecast and may learn weights; router.csv (cache
 step, timestep, sublayer, beta) and curve.csv of its training; refine_curve.csv of the plan that was refined on whole
 trajectories, forecast_curve.csv of the training of its weights; plan.json, the CachePlan on the base list: of what was learned
 the plan whose images are closest to the uncached run's. Report: what each plan removes and how far it strays, beside rules
@@ -13,6 +13,7 @@ Left out: other timestep lists (evolve plans for those from the table, whose ent
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
-from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
+from tasks.cache_learn.errors import ReuseTable, empty_errors, measure_errors, measure_growth
 from tasks.cache_learn.forecast import Reference, fit, sample_plan, train
-from tasks.cache_learn.plan import plan_from_costs, step_weights
+from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.refine import proposals, refine, straying
 from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_router
 from tasks.core.artifacts import Inputs, Report, write_json
@@ -31,10 +32,11 @@ from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
-from tasks.runtime.cache import FORECASTS
+from tasks.runtime.cache import FORECASTS, TRUNK
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load")
+UNITS = ("trunk", "sublayer")
 LEARNED = ("errors", "router", "refined")  # may be chosen; the others, as published or without learning, only reuse
 
 
@@ -93,6 +95,7 @@ class Params:
     max_gap: int           # grid intervals
     budget: float          # share of sublayer evaluations to remove
     max_masks: int         # distinct step masks, the full one included
+    unit: str              # trunk | sublayer: what is skipped by the plans from the table
     forecast: str          # none | taylor | learned: what a skipped sublayer returns in the learned plans
     validation: int        # noises on which plans are compared
     seed: int
@@ -103,6 +106,7 @@ class Params:
     def __post_init__(self):
         check_choice("spacing", self.spacing, SPACINGS)
         check_choice("solver", self.solver, SOLVERS)
+        check_choice("unit", self.unit, UNITS)
         check_choice("forecast", self.forecast, FORECASTS)
         for name, low, high in (("base_steps", 2, 1000), ("grid", 2, 1000), ("error_samples", 1, 10**5), ("budget", 0, 0.95),
                                 ("max_gap", 1, self.grid - 1), ("max_masks", 1, 8), ("validation", 1, 10**5)):
@@ -111,22 +115,19 @@ class Params:
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     denoiser = load(inputs["pretrain_load"] / "teacher")
-    sublayers = [s.name for s in denoiser.sublayers()]
+    sublayers = units_of(denoiser, "sublayer")
     recipe = Recipe(timesteps=spaced_timesteps(denoiser.schedule, params.base_steps, params.spacing), solver=params.solver)
-    grid = spaced_timesteps(denoiser.schedule, params.grid)
 
-    errors = error_table(denoiser, sublayers, grid, params, inputs)
+    table = reuse_table(denoiser, params, inputs.checkpoint)
     beta, curve = router(denoiser, sublayers, recipe.timesteps, params, inputs)
-    reference = reference_of(denoiser, recipe, sublayers, params)
-    plans = compared_plans(errors, grid, beta, reference, params)
-    plans["refined"], curves = refined_plan(errors, grid, reference, params, inputs.checkpoint)
+    reference = reference_of(denoiser, recipe, table.sublayers, params)
+    plans = compared_plans(table, beta, reference, sublayers, params)
+    plans["refined"], curves = refined_plan(table, reference, params, inputs.checkpoint)
     distances = rollout_distances(denoiser, recipe, plans, params)
     chosen = min(LEARNED, key=lambda name: np.median(distances[name]))
 
-    np.save(out / "errors.npy", errors)
     learn = {"images": params.refine.images, **asdict(params.weights)} if params.forecast == "learned" else None
-    write_json(out / "grid.json", {"timesteps": grid, "sublayers": sublayers, "forecast": formula(params.forecast),
-                                   "learn": learn})
+    table.write(out, forecast=formula(params.forecast), learn=learn)
     write_json(out / "plan.json", {"timesteps": recipe.timesteps, **asdict(plans[chosen])})
     write_rows(out / "router.csv", ("step", "timestep", "sublayer", "beta"), router_rows(beta, recipe.timesteps, sublayers))
     write_rows(out / "curve.csv", ("step", "loss"), curve)
@@ -135,13 +136,25 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     return Report({"chosen": chosen, "plans": {name: summary(plan, distances[name]) for name, plan in plans.items()}})
 
 
-def error_table(denoiser: Denoiser, sublayers: list[str], grid: tuple[int, ...], params: Params, inputs: Inputs) -> np.ndarray:
-    checkpoint = inputs.checkpoint("cache_errors")
-    saved = checkpoint.load()
-    errors = saved["errors"].numpy() if saved else empty_errors(len(sublayers), len(grid))
+def units_of(denoiser: Denoiser, unit: str) -> list[str]:
+    """What a plan may skip: all blocks at once, or every sublayer for itself."""
+    return [TRUNK] if unit == "trunk" else [s.name for s in denoiser.sublayers()]
+
+
+def reuse_table(denoiser: Denoiser, params: Params, checkpoint: Callable[[str], Checkpoint]) -> ReuseTable:
+    sublayers, grid = units_of(denoiser, params.unit), spaced_timesteps(denoiser.schedule, params.grid)
     noise, labels = draws(denoiser, range(params.error_samples), params.seed)
-    return measure_errors(denoiser, sublayers, grid, noise, labels, params.max_gap, errors,
-                          keep=lambda table: checkpoint.save_if_due(lambda: {"errors": torch.from_numpy(table)}))
+
+    def kept(name: str, empty: np.ndarray, measure: Callable[..., np.ndarray]) -> np.ndarray:
+        store = checkpoint(f"cache_{name}")
+        saved = store.load()
+        return measure(saved[name].numpy() if saved else empty,
+                       keep=lambda array: store.save_if_due(lambda: {name: torch.from_numpy(array)}))
+
+    errors = kept("errors", empty_errors(len(sublayers), len(grid)),
+                  partial(measure_errors, denoiser, sublayers, grid, noise, labels, params.max_gap))
+    growth = kept("growth", np.full(len(grid), np.nan), partial(measure_growth, denoiser, grid, noise, labels))
+    return ReuseTable(sublayers=sublayers, grid=grid, errors=errors, growth=growth)
 
 
 def draws(denoiser: Denoiser, indices: range, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -164,12 +177,6 @@ def training_images(denoiser: Denoiser, inputs: Inputs) -> tuple[Tensor, Tensor 
     return images, torch.from_numpy(np.load(path)) if denoiser.num_classes and path.exists() else None
 
 
-def reuse_costs(errors: np.ndarray, grid: tuple[int, ...], denoiser: Denoiser, recipe: Recipe) -> np.ndarray:
-    """(S, N, N) between the steps of the recipe, see `plan_from_costs`."""
-    return interpolate_errors(errors, grid, recipe.timesteps) * step_weights(denoiser.schedule.config, recipe.timesteps,
-                                                                             recipe.solver)
-
-
 def reference_of(denoiser: Denoiser, recipe: Recipe, sublayers: Sequence[str], params: Params) -> Reference:
     """Of noises that neither the error table nor the comparison of plans has."""
     first = params.error_samples + params.validation
@@ -177,11 +184,10 @@ def reference_of(denoiser: Denoiser, recipe: Recipe, sublayers: Sequence[str], p
                         *draws(denoiser, range(first, first + params.refine.images), params.seed))
 
 
-def refined_plan(errors: np.ndarray, grid: tuple[int, ...], reference: Reference, params: Params,
+def refined_plan(table: ReuseTable, reference: Reference, params: Params,
                  checkpoint: Callable[[str], Checkpoint]) -> tuple[CachePlan, dict[str, tuple[tuple[str, str], list]]]:
-    """For the reference's list. -> plan, header and rows of its curves by name."""
-    proposed = proposals(reuse_costs(errors, grid, reference.denoiser, reference.recipe), reference.sublayers, params.budget,
-                         params.max_masks, params.forecast)
+    """For the reference's list, of the table's sublayers. -> plan, header and rows of its curves by name."""
+    proposed = proposals(costs_of(table, reference), table.sublayers, params.budget, params.max_masks, params.forecast)
     plan, curve = refine(proposed, straying(reference, params.forecast), params.budget, params.max_masks, params.refine.tries,
                          params.seed, checkpoint("cache_refine"))
     curves = {"refine": (("try", "distance"), curve)}
@@ -192,18 +198,22 @@ def refined_plan(errors: np.ndarray, grid: tuple[int, ...], reference: Reference
     return plan, curves
 
 
-def compared_plans(errors: np.ndarray, grid: tuple[int, ...], beta: Tensor, reference: Reference,
+def costs_of(table: ReuseTable, reference: Reference) -> np.ndarray:
+    """(S, N, N) between the steps of the reference's list."""
+    return table.costs(reference.denoiser.schedule.config, reference.recipe.timesteps, reference.recipe.solver)
+
+
+def compared_plans(table: ReuseTable, beta: Tensor, reference: Reference, routed: Sequence[str],
                    params: Params) -> dict[str, CachePlan]:
     """All at the share `budget`, as far as they can reach it, but router_published, whose share its theta decides. What is
-    learned forecasts, what is published or a rule reuses."""
-    sublayers, steps = reference.sublayers, params.base_steps
-    costs = {"errors": reuse_costs(errors, grid, reference.denoiser, reference.recipe), "router": router_costs(beta, steps)}
+    learned forecasts, what is published or a rule reuses. routed: the sublayers of beta."""
+    steps, of = params.base_steps, partial(plan_from_costs, budget=params.budget, max_masks=params.max_masks)
     return {
-        **{name: forecasting(plan_from_costs(cost, sublayers, params.budget, params.max_masks), reference, params.forecast)
-           for name, cost in costs.items()},
-        "router_published": threshold_plan(beta, params.router.theta, steps, sublayers),
-        "uniform_interval": uniform_interval(steps, sublayers, params.budget),
-        "time_threshold": time_threshold(steps, sublayers, params.budget),
+        "errors": forecasting(of(costs_of(table, reference), table.sublayers), reference, params.forecast),
+        "router": forecasting(of(router_costs(beta, steps), routed), reference.recording(routed), params.forecast),
+        "router_published": threshold_plan(beta, params.router.theta, steps, routed),
+        "uniform_interval": uniform_interval(steps, table.sublayers, params.budget),
+        "time_threshold": time_threshold(steps, table.sublayers, params.budget),
     }
 
 

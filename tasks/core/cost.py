@@ -12,6 +12,7 @@ from torch import nn
 
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe, bits
+from tasks.runtime.cache import TRUNK, in_trunk
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,14 @@ def merge(costs: list[LayerCost]) -> list[LayerCost]:
 
 def evaluations(cost: LayerCost, recipe: Recipe) -> int:
     """How many of the recipe's steps compute this layer."""
-    if recipe.cache is None or cost.sublayer not in recipe.cache.sublayers:
+    plan = recipe.cache
+    if plan is None:
         return recipe.nfe
-    column = recipe.cache.sublayers.index(cost.sublayer)
-    return sum(row[column] for row in recipe.cache.compute)
+    unit = TRUNK if TRUNK in plan.sublayers and in_trunk(cost.name) else cost.sublayer
+    if unit not in plan.sublayers:
+        return recipe.nfe
+    column = plan.sublayers.index(unit)
+    return sum(row[column] for row in plan.compute)
 
 
 def density(cost: LayerCost, recipe: Recipe) -> float:

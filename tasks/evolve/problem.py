@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from safetensors.torch import load_file
 
-from tasks.cache_learn.plan import plan_from_errors, step_weights
+from tasks.cache_learn.errors import ReuseTable
+from tasks.cache_learn.plan import plan_from_costs
 from tasks.core.artifacts import Inputs, read_json
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser, load
@@ -131,16 +131,15 @@ def forecasts(folder: Path) -> tuple[str, ...]:
 
 def planner(folder: Path, teacher: Denoiser) -> Planner:
     """Cache plans for any timestep list from cache_learn's table of reuse errors."""
-    errors, grid = np.load(folder / "errors.npy"), read_json(folder / "grid.json")
+    table = ReuseTable.read(folder)
 
     @functools.lru_cache(maxsize=4096)
     def plan(timesteps: tuple[int, ...], solver: str, budget: float, reuse: tuple[int, str]) -> CachePlan | None:
         if budget == 0:
             return None
-        weights = step_weights(teacher.schedule.config, timesteps, solver)
         masks, forecast = reuse
-        found = plan_from_errors(errors, grid["timesteps"], timesteps, grid["sublayers"], budget, masks, weights)
-        return replace(found, forecast=forecast)
+        costs = table.costs(teacher.schedule.config, timesteps, solver)
+        return replace(plan_from_costs(costs, table.sublayers, budget, masks), forecast=forecast)
 
     return plan
 

@@ -8,8 +8,10 @@
 
 Shipped inside packages. What is kept is the raw output of the sublayer's module, before a DiT block's gate, which uses the
 current timestep (Learning-to-Cache, arXiv 2406.01733, as its code does). A skipped sublayer returns a weighted sum of its last
-outputs: the last one as it is, a first-order forecast in time, or weights that were learned for the plan. Classifier-free
-guidance with both halves in one batch needs nothing special: a row sees what was kept of that row alone.
+outputs: the last one as it is, a first-order forecast in time, or weights that were learned for the plan. All blocks together,
+the `trunk`, may be cached as one: its output is what the last block leaves less what the first one was given, so one tensor is
+kept, and a step that skips it runs nothing but what lies before and after the blocks. Classifier-free guidance with both halves
+in one batch needs nothing special: a row sees what was kept of that row alone.
 
 `step` counts evaluations of the network. Our solvers evaluate it once a step, so a plan has one row for each timestep.
 Learning-to-Cache moves its plan by one evaluation for DPM-Solver-2, a singlestep solver of two evaluations a step: the second
@@ -22,6 +24,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 ATTRIBUTE = "_sublayer_cache"
+TRUNK = "trunk"  # in the place of a sublayer's path: all blocks as one
+TRUNK_BLOCKS = ("transformer_blocks.", "down_blocks.", "mid_block.", "up_blocks.")
 FORECASTS = {"none": 1, "taylor": 2, "learned": 3}  # what a skipped output is made of: how many computed ones, the last
 
 Weights = Sequence[Sequence[Sequence[float]]]  # [step][sublayer] -> weights of its sources, last first; () where it is computed
@@ -66,34 +70,33 @@ def combined(weights: Sequence[float], outputs: Sequence[Tensor]) -> Tensor:
     return total
 
 
-class CachedForward:
-    """Stands in for one sublayer's `forward`: computes and keeps what a later step needs, or answers from what is kept."""
+class CachedUnit:
+    """What is kept of one sublayer, or of the trunk, and what a step that skips it gets instead."""
 
-    def __init__(self, name: str, module: nn.Module, found: list[tuple[int, ...]], weights: list[Sequence[float]],
-                 handle: "CacheHandle"):
+    def __init__(self, name: str, found: list[tuple[int, ...]], weights: list[Sequence[float]], handle: "CacheHandle"):
         """found: `sources` of every step. weights: of these."""
         self.name, self.handle = name, handle
         self.sources, self.weights = found, weights
-        self.forward: Callable[..., Tensor] = module.forward
-        self.shadowed = vars(module).get("forward")  # another wrapper's, to be put back on removal
         self.needed = [{source for later in found[step:] for source in later} for step in range(len(found))]
         self.kept: dict[int, tuple[tuple, Tensor]] = {}  # step -> kind of its input, output
 
-    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
-        step = self.handle.step
-        if self.sources[step]:
-            output = self.reuse(x, step)
-        else:
-            output = self.forward(x, *args, **kwargs)
-            self.kept[step] = kind_of(x), output
-        self.kept = {source: kept for source, kept in self.kept.items() if source in self.needed[step]}
-        return output
+    @property
+    def skipped(self) -> bool:
+        return bool(self.sources[self.handle.step])
 
     def weigh(self, step: int, outputs: Sequence[Tensor]) -> Sequence[float]:
         """Weights of the outputs that a skipped step is made of."""
         return self.weights[step]
 
-    def reuse(self, x: Tensor, step: int) -> Tensor:
+    def keep(self, x: Tensor, output: Tensor) -> Tensor:
+        """The output that this step has computed from x, as it came."""
+        self.kept[self.handle.step] = kind_of(x), output
+        self.forget()
+        return output
+
+    def reuse(self, x: Tensor) -> Tensor:
+        """The output that this step, which skips, has for x."""
+        step = self.handle.step
         for source in self.sources[step]:
             if source not in self.kept:
                 raise ValueError(f"{self.name}: step {step} reuses the output of step {source}, but none is kept; a trajectory "
@@ -103,7 +106,47 @@ class CachedForward:
                 raise ValueError(f"{self.name}: step {step} got {describe(kind_of(x))}, but would reuse the output for "
                                  f"{describe(kind)}; start the new trajectory at step 0")
         outputs = [self.kept[source][1] for source in self.sources[step]]
-        return combined(self.weigh(step, outputs), outputs)
+        output = combined(self.weigh(step, outputs), outputs)
+        self.forget()
+        return output
+
+    def forget(self) -> None:
+        """What neither this step nor a later one needs."""
+        needed = self.needed[self.handle.step]
+        self.kept = {source: kept for source, kept in self.kept.items() if source in needed}
+
+
+class CachedSublayer:
+    """Stands in for a sublayer's `forward`. An object, so that a deep copy of the model has its own."""
+
+    def __init__(self, unit: CachedUnit, module: nn.Module):
+        self.unit, self.computed = unit, module.forward
+
+    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
+        return self.unit.reuse(x) if self.unit.skipped else self.unit.keep(x, self.computed(x, *args, **kwargs))
+
+
+class CachedBlock:
+    """Stands in for the `forward` of one of the trunk's blocks. A skipped trunk is added by its first block; the others pass
+    on what they get."""
+
+    def __init__(self, unit: CachedUnit, block: nn.Module, entered: list[Tensor], first: bool, last: bool):
+        """entered: shared by all blocks, what the first one was given in this evaluation."""
+        self.unit, self.computed, self.entered, self.first, self.last = unit, block.forward, entered, first, last
+        self.connects = hasattr(block, "downsamplers")  # on a UNet's way down: it returns its skip connections, too
+
+    def __call__(self, hidden_states: Tensor, *args, **kwargs) -> Tensor | tuple[Tensor, tuple]:
+        x = hidden_states
+        if self.unit.skipped:
+            output = x + self.unit.reuse(x) if self.first else x
+            return (output, ()) if self.connects else output
+        if self.first:
+            self.entered[:] = [x]
+        output = self.computed(x, *args, **kwargs)
+        if self.last:
+            entered = self.entered.pop()
+            self.unit.keep(entered, output - entered)
+        return output
 
 
 class CacheHandle:
@@ -111,7 +154,8 @@ class CacheHandle:
 
     def __init__(self, steps: int):
         self.steps = steps
-        self.forwards: dict[str, CachedForward] = {}
+        self.units: dict[str, CachedUnit] = {}
+        self.patched: list[tuple[nn.Module, Callable | None]] = []  # and another wrapper's forward, to be put back on removal
         self._step = 0
 
     @property
@@ -129,17 +173,21 @@ class CacheHandle:
     def reset(self) -> None:
         """Back to step 0 with nothing kept: the start of a new trajectory."""
         self._step = 0
-        for forward in self.forwards.values():
-            forward.kept = {}
+        for unit in self.units.values():
+            unit.kept = {}
+
+    def patch(self, module: nn.Module, forward: Callable) -> None:
+        self.patched.append((module, vars(module).get("forward")))
+        module.forward = forward
 
 
 def apply_cache(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Sequence[bool]], forecast: str = "none",
                 timesteps: Sequence[int] | None = None, weights: Weights | None = None) -> CacheHandle:
     """Make a cache plan live: where compute[step][sublayer] is False, that module is skipped, its last outputs answer.
 
-    sublayers: module paths in `model`, as `Denoiser.sublayers()` names them. forecast: none | taylor, which needs the timestep
-    of every step | learned, which needs weights. Replaces a plan applied before. Sublayers that every step computes are left
-    untouched. Raises ValueError for an unknown path or a plan of the wrong shape.
+    sublayers: module paths in `model`, as `Denoiser.sublayers()` names them, or `trunk` alone. forecast: none | taylor, which
+    needs the timestep of every step | learned, which needs weights. Replaces a plan applied before. Sublayers that every step
+    computes are left untouched. Raises ValueError for an unknown path or a plan of the wrong shape.
     """
     check_plan(model, sublayers, compute)
     check_forecast(compute, forecast, timesteps, weights)
@@ -148,11 +196,33 @@ def apply_cache(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Se
     table = weights or weights_of(compute, forecast, range(len(compute)) if timesteps is None else timesteps)
     for i, (name, column) in enumerate(zip(sublayers, zip(*compute, strict=True), strict=True)):
         if not all(column):
-            module = model.get_submodule(name)
-            module.forward = handle.forwards[name] = CachedForward(name, module, sources(column, forecast),
-                                                                   [row[i] for row in table], handle)
+            unit = handle.units[name] = CachedUnit(name, sources(column, forecast), [row[i] for row in table], handle)
+            if name == TRUNK:
+                cache_trunk(model, unit)
+            else:
+                module = model.get_submodule(name)
+                handle.patch(module, CachedSublayer(unit, module))
     setattr(model, ATTRIBUTE, handle)
     return handle
+
+
+def cache_trunk(model: nn.Module, unit: CachedUnit) -> None:
+    blocks, entered = trunk(model), []
+    for i, block in enumerate(blocks):
+        unit.handle.patch(block, CachedBlock(unit, block, entered, first=i == 0, last=i == len(blocks) - 1))
+
+
+def trunk(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a DiT or a UNet, in the order of computation."""
+    if hasattr(model, "transformer_blocks"):
+        return list(model.transformer_blocks)
+    middle = [] if model.mid_block is None else [model.mid_block]
+    return [*model.down_blocks, *middle, *model.up_blocks]
+
+
+def in_trunk(layer: str) -> bool:
+    """Whether a skipped trunk leaves this layer out. A DiT's first block holds the timestep embedding of its output layer."""
+    return layer.startswith(TRUNK_BLOCKS) and not layer.startswith("transformer_blocks.0.norm1.emb.")
 
 
 def remove_cache(model: nn.Module) -> None:
@@ -160,15 +230,16 @@ def remove_cache(model: nn.Module) -> None:
     handle = vars(model).pop(ATTRIBUTE, None)
     if handle is None:
         return
-    for name, cached in handle.forwards.items():
-        module = model.get_submodule(name)
+    for module, shadowed in handle.patched:
         del module.forward
-        if cached.shadowed is not None:
-            module.forward = cached.shadowed
+        if shadowed is not None:
+            module.forward = shadowed
 
 
 def check_plan(model: nn.Module, sublayers: Sequence[str], compute: Sequence[Sequence[bool]]) -> None:
-    known = {name for name, _ in model.named_modules()}
+    if TRUNK in sublayers and len(sublayers) > 1:
+        raise ValueError(f"cache plan: {TRUNK} holds all other sublayers, it is cached alone")
+    known = {TRUNK, *(name for name, _ in model.named_modules())}
     for name in sublayers:
         if name not in known:
             raise ValueError(f"cache plan: the model has no sublayer {name!r}")

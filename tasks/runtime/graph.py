@@ -5,7 +5,6 @@ int8 -> Convert -> Multiply on its weights into one u8 x i8 kernel. bf16 layers 
 sums) runs in fp32, or in bf16 too if no layer is left in fp32.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -13,7 +12,7 @@ import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.core.denoiser import Denoiser
+from tasks.core.hooks import record
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.runtime.cache import ATTRIBUTE as LIVE_CACHE
-from tasks.runtime.cache import sources, weights_of
+from tasks.runtime.cache import TRUNK, sources, weights_of
 from tasks.runtime.precision import Bf16Layer, live_precision
 
 INDEX, WEIGHTS = "graph.json", "weights.bin"
@@ -39,22 +39,9 @@ class _Step(nn.Module):
         self.model, self.sublayers = model, sublayers
 
     def forward(self, x: Tensor, t: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        with recorded(self.model, self.sublayers) as outputs:
+        with record(self.model, self.sublayers) as outputs:
             prediction = self.model(x, timestep=t, class_labels=labels[0] if labels else None, return_dict=False)[0]
-        return (prediction[:, : x.shape[1]], *[outputs[name] for name in self.sublayers])
-
-
-@contextlib.contextmanager
-def recorded(model: nn.Module, sublayers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Yields a dict that a forward fills with the outputs of these modules."""
-    outputs: dict[str, Tensor] = {}
-    hooks = [model.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: outputs.__setitem__(name, out))
-             for name in sublayers]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return (prediction[:, : x.shape[1]], *outputs)
 
 
 def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
@@ -145,6 +132,9 @@ def cut(whole, sublayers: Sequence[str], form: Form):
         kept = [ops.parameter(output.get_partial_shape(), np.float32, f"{name}/{k}") for k in range(most)]
         terms = [ops.multiply(y, next(weights)) for y in kept] if summed else kept
         replacement = functools.reduce(ops.add, terms).output(0)
+        if name == TRUNK:  # what it put out is a difference that nobody reads: what was subtracted from is
+            output, entered = output.get_node().input_values()
+            replacement = ops.add(entered, replacement).output(0)
         for reader in output.get_target_inputs():
             reader.replace_source_output(replacement)
         given += kept

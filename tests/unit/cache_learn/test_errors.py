@@ -4,11 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.cache_learn.errors import empty_errors, grid_position, interpolate_errors, measure_errors
-from tasks.cache_learn.hooks import record, replaced, rewrite
+from tasks.cache_learn.errors import (
+    ReuseTable,
+    empty_errors,
+    grid_position,
+    growth_at,
+    interpolate_errors,
+    measure_errors,
+    measure_growth,
+    step_weights,
+)
+from tasks.cache_learn.plan import plan_from_costs
+from tasks.core.hooks import record, replaced, rewrite
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, network, trajectory
-from tests.unit.cache_learn.toy import Constant, Scale, names, toy
+from tasks.runtime.solver import integrate, solver_steps
+from tests.unit.cache_learn.toy import CONFIG, Constant, Scale, names, toy
 
 GRID = (999, 749, 499, 249)
 
@@ -98,3 +109,78 @@ def test_interpolation_between_and_beyond_the_grid():
 
 def test_grid_position_continues_beyond_both_ends():
     np.testing.assert_allclose(grid_position((900, 600, 200), [1200, 900, 750, 600, 400, 200, 0]), [-1, 0, 0.5, 1, 1.5, 2, 2.5])
+
+
+# ---- growth
+
+FLAT = np.ones(5)  # no error grows
+
+
+def grown(denoiser, growth=None, **kwargs):
+    noise = initial_noise(denoiser.sample_shape, range(3), seed=0)
+    return measure_growth(denoiser, GRID, noise, None, np.full(len(GRID), np.nan) if growth is None else growth, **kwargs)
+
+
+def test_growth_by_hand():
+    """The prediction is 0.5 x: an error of the state is multiplied, at every step, by what the step multiplies x with."""
+    denoiser = toy(Scale(-0.5))
+    denoiser.schedule.config["clip_sample"] = False
+    steps = solver_steps(denoiser.schedule.config, GRID, "ddim")
+    factors = [step.a + step.b * (step.p + 0.5 * step.q) for step in steps]
+    last = steps[-1].p + 0.5 * steps[-1].q  # the image is the last x0
+    growth = grown(denoiser)
+    assert growth[3] == pytest.approx(last**2, rel=1e-4)
+    assert growth[2] == pytest.approx((last * factors[2]) ** 2, rel=1e-4)
+    assert growth[0] == growth[1] == growth[2]
+
+
+def test_growth_cut_short_is_completed():
+    denoiser = toy(Scale(-0.5), Constant())
+    kept = []
+    whole = grown(denoiser, keep=lambda growth: kept.append(growth.copy()))
+    assert len(kept) == 2 and np.isnan(kept[0][3])
+    np.testing.assert_array_equal(grown(denoiser, kept[0]), whole)
+
+
+def test_growth_of_other_lists():
+    """Geometric between two timesteps; 1 at the image, which lies one timestep beyond 0."""
+    found = growth_at((300, 100, 0), np.array([16.0, 4.0, 2.0]), (300, 200, 0))
+    np.testing.assert_allclose(found, [16, 8, 2, 1])
+    np.testing.assert_allclose(growth_at((199, 99), np.array([16.0, 4.0]), (49,))[0], 2.0)
+
+
+def test_step_weights_are_the_solvers_derivative():
+    """v prediction on the cosine schedule: x moves along a circle, so equal steps count the same."""
+    weights = step_weights(CONFIG, (900, 800, 700, 600), "ddim", FLAT)
+    np.testing.assert_allclose(weights[:3], np.sin(0.1 * np.pi / 2) ** 2, rtol=0.02)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm2m"])
+def test_step_weights_by_finite_differences(solver):
+    """A network that sees nothing of x: the image moves by what one prediction moves it, each step by itself."""
+    timesteps = (900, 700, 400, 100)
+    steps = solver_steps({**CONFIG, "clip_sample": False}, timesteps, solver)
+
+    def image(predictions):
+        *_, (_, _, x0) = integrate(lambda x, t, labels, i: torch.full_like(x, predictions[i]), steps, torch.ones(1).double(),
+                                   None, None)
+        return x0.item()
+
+    moved = [image(np.eye(4)[i]) - image(np.zeros(4)) for i in range(4)]
+    weights = step_weights({**CONFIG, "clip_sample": False}, timesteps, solver, np.array([0, 0, 0, steps[3].p ** 2, 1.0]))
+    np.testing.assert_allclose(weights[2:], np.square(moved[2:]))
+
+
+def test_a_step_whose_errors_grow_less_is_skipped():
+    grid = (900, 600, 300, 0)
+    errors = np.where((gap := np.subtract.outer(range(4), range(4)).T) >= 0, 1.0 * gap**2, np.nan)[None]
+    table = ReuseTable(sublayers=["a"], grid=grid, errors=errors, growth=np.array([1.0, 1.0, 1e4, 1e-4]))
+    skipped = plan_from_costs(table.costs(CONFIG, grid, "ddim"), ["a"], 0.25, 4)
+    assert skipped.compute == ((True,), (True,), (False,), (True,)), "the step that leads to timestep 0"
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    table = ReuseTable(sublayers=["a"], grid=GRID, errors=measured(toy(Scale(0.5))), growth=np.array([4.0, 4.0, 2.0, 1.0]))
+    table.write(tmp_path, forecast="none")
+    found = ReuseTable.read(tmp_path)
+    np.testing.assert_array_equal(found.costs(CONFIG, GRID, "dpm2m"), table.costs(CONFIG, GRID, "dpm2m"))

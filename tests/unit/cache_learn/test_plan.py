@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
-from tasks.cache_learn.plan import patterns, plan_from_costs, plan_from_errors, step_weights
-from tests.unit.cache_learn.toy import CONFIG
+from tasks.cache_learn.plan import patterns, plan_from_costs
 
 
 def random_costs(rng, sublayers=2, steps=5, forbidden=0.0):
@@ -105,20 +104,11 @@ def test_long_runs_are_planned_where_they_pay():
     assert all(row[1] for row in found.compute)
 
 
-def test_weights_move_skips_to_steps_that_count_less():
-    errors = np.full((1, 4, 4), np.nan)
-    for gap, value in enumerate([0.0, 1.0, 4.0, 9.0]):
-        for start in range(4 - gap):
-            errors[0, start, start + gap] = value
-    grid = (900, 600, 300, 0)
-    light = plan_from_errors(errors, grid, grid, ["a"], 0.25, 4, np.array([1.0, 5.0, 0.1, 5.0]))
-    assert light.compute == ((True,), (True,), (False,), (True,))
-
-
-def test_step_weights_are_the_solvers_derivative():
-    """v prediction on the cosine schedule: x moves along a circle, so equal steps count the same."""
-    weights = step_weights(CONFIG, (900, 800, 700, 600), "ddim")
-    np.testing.assert_allclose(weights[:3], np.sin(0.1 * np.pi / 2) ** 2, rtol=0.02)
+def test_one_sublayer_needs_no_limit():
+    """It has two masks whatever the plan, so the dynamic program's optimum stands."""
+    for seed in range(10):
+        costs = random_costs(np.random.default_rng(seed), sublayers=1, steps=8)
+        assert cost_of(costs, plan(costs, 0.4, 2).compute) == pytest.approx(brute_force(costs, 0.4))
 
 
 def test_patterns_are_all_choices_that_compute_group_0():

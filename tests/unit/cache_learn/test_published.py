@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tasks.cache_learn.hooks import record, rewrite
 from tasks.cache_learn.published import main, published_plan, read_router
 from tasks.core.denoiser import build
+from tasks.core.hooks import record, rewrite
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, sample
 from tasks.pretrain_load.architectures import SCHEDULE, dit

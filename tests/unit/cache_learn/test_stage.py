@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tasks.cache_learn import stage
-from tasks.cache_learn.errors import interpolate_errors
+from tasks.cache_learn.errors import ReuseTable
 from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import build, save
 from tasks.core.recipe import CachePlan
+from tasks.runtime.cache import TRUNK
 from tests.unit.cache_learn.toy import CONFIG
 
 DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out_channels": 1, "num_layers": 2,
@@ -19,7 +20,7 @@ DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out
        "norm_elementwise_affine": False}
 ROUTER = {"steps": 4, "batch": 2, "lr": 0.3, "lam": 1e-4, "reduction": "mean", "theta": 0.1, "label_dropout": 0.1}
 PARAMS = {"base_steps": 6, "spacing": "uniform", "solver": "ddim", "grid": 4, "error_samples": 2, "max_gap": 2, "budget": 0.3,
-          "max_masks": 3, "forecast": "taylor", "validation": 2, "seed": 0}
+          "max_masks": 3, "unit": "sublayer", "forecast": "taylor", "validation": 2, "seed": 0}
 WEIGHTS = {"steps": 3, "batch": 2, "lr": 0.01, "window": 6}
 
 
@@ -59,7 +60,7 @@ def test_what_it_writes_agrees_with_itself(run):
     assert errors.shape == (4, 4, 4) and len(grid["timesteps"]) == 4 and len(grid["sublayers"]) == 4
     plan = json.loads((out / "plan.json").read_text())
     timesteps = plan.pop("timesteps")
-    assert interpolate_errors(errors, grid["timesteps"], timesteps).shape == (4, 6, 6)
+    assert ReuseTable.read(out).costs(CONFIG, timesteps, "ddim").shape == (4, 6, 6)
     shipped = CachePlan.from_json(plan)
     assert shipped.forecast == grid["forecast"] == "taylor"
     chosen = report.numbers["plans"][report.numbers["chosen"]]
@@ -90,6 +91,15 @@ def test_learned_weights_ship_and_other_lists_get_a_formula(run):
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
     taylor = run("taylor")[0].numbers["plans"]
     assert report.numbers["plans"]["errors"]["rollout_mse_mean"] != taylor["errors"]["rollout_mse_mean"], "weights are live"
+
+
+def test_all_blocks_are_one_unit(run):
+    """Of what the table says; the router, as published, looks at every sublayer."""
+    report, out = run(unit="trunk", forecast="learned")
+    assert ReuseTable.read(out).sublayers == [TRUNK]
+    assert {row.split(",")[2] for row in (out / "router.csv").read_text().splitlines()[1:]} == {
+        f"transformer_blocks.{i}.{part}" for i in range(2) for part in ("attn1", "ff")}
+    assert report.numbers["plans"]["refined"]["removed_share"] == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("changed", [{"budget": 0.0}, {"max_masks": 1}])

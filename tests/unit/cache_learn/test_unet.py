@@ -9,8 +9,9 @@ from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.router import train_router
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import build
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import initial_noise
+from tasks.runtime.cache import TRUNK
 from tests.unit.cache_learn.toy import CONFIG
 
 UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8, 8],
@@ -74,3 +75,15 @@ def test_a_plan_of_units_learns_its_weights(denoiser, table):
     fitted, images = fit(plan, reference)
     assert torch.allclose(run_plan(fitted, reference), images, atol=1e-4)
     assert reference.distance(images) < reference.distance(run_plan(plan, reference))
+
+
+def test_a_trunk_learns_its_weights(denoiser):
+    """What its table measures, what it is fitted to and what it reuses are the same sum of all blocks."""
+    noise = initial_noise(denoiser.sample_shape, range(4), 0)
+    errors = measure_errors(denoiser, [TRUNK], TIMESTEPS, noise, None, 2, empty_errors(1, len(TIMESTEPS)))
+    plan = CachePlan(sublayers=(TRUNK,), compute=((True,), (True,), (False,), (False,)))
+    reference = Reference.of(denoiser, Recipe(timesteps=TIMESTEPS), plan.sublayers, noise, None)
+    fitted, images = fit(plan, reference)
+    assert torch.allclose(run_plan(fitted, reference), images, atol=1e-4)
+    assert reference.distance(images) < reference.distance(run_plan(plan, reference))
+    assert errors[0, 0, 1] > 0 and errors[0, 1, 1] == 0

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from tasks.core.cost import bitops, layer_costs, macs, size_bytes
+from tasks.core.cost import bitops, evaluations, layer_costs, macs, size_bytes
 from tasks.core.denoiser import build
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.pretrain_load.architectures import SCHEDULE, dit, unet
+from tasks.runtime.cache import TRUNK
 
 TOKENS, WIDTH = 4, 8  # 4 x 4 pixels in patches of 2
 
@@ -43,6 +44,14 @@ def test_cache_density_and_bits_by_hand(costs):
     q, qk, out = 4 * 8 * 8, 4 * 4 * 8, 4 * 8 * 4
     assert macs(layers, recipe) == 2 * q // 2 + 2 * qk + 3 * out
     assert bitops(layers, recipe) == 2 * q // 2 * 4 * 8 + 2 * qk * 32 * 32 + 3 * out * 32 * 32
+
+
+def test_a_skipped_trunk_leaves_out_all_blocks(costs):
+    recipe = Recipe(timesteps=(9, 5, 1), cache=CachePlan(sublayers=(TRUNK,), compute=((True,), (False,), (True,))))
+    ran = {cost.name: evaluations(cost, recipe) for cost in costs.values()}
+    assert ran["transformer_blocks.0.norm1.linear"] == ran["transformer_blocks.1.attn1.qk"] == 2
+    assert ran["proj_out_2"] == ran["pos_embed.proj"] == 3
+    assert ran["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"] == 3, "the output layer's embedding"
 
 
 def test_size_by_hand(costs):

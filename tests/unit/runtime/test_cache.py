@@ -9,7 +9,7 @@ from torch import nn
 from tasks.core.denoiser import build
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, network, sample
-from tasks.runtime.cache import ATTRIBUTE, apply_cache, remove_cache, sources
+from tasks.runtime.cache import ATTRIBUTE, TRUNK, apply_cache, remove_cache, sources, trunk
 
 
 class Scale(nn.Module):
@@ -101,6 +101,71 @@ def test_apply_apply_remove_leaves_no_trace(denoiser):
     remove_cache(denoiser.model)
     assert {name: set(vars(m)) for name, m in denoiser.model.named_modules()} == attributes
     assert torch.equal(rollout(denoiser), before)
+
+
+class Blocks(nn.Module):
+    """x -> 3 x -> 33 x, as blocks of a DiT."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([Scale(3.0), Scale(11.0)])
+
+    def forward(self, x):
+        for block in self.transformer_blocks:
+            x = block(x)
+        return 2 * x
+
+
+def test_a_skipped_trunk_by_hand():
+    model = Blocks()
+    handle = apply_cache(model, [TRUNK], [[True], [True], [False], [False]], "learned",
+                         weights=[[()], [()], [(0.5, 0.25)], [(1.0, -1.0)]])
+    seen = []
+    for step, x in enumerate([1.0, 2.0, 3.0, 4.0]):
+        handle.step = step
+        seen.append(model(torch.tensor([x])).item())
+    # the trunk adds 32, then 64; step 2: 3 + 32 + 8 = 43; step 3: 4 + 64 - 32 = 36
+    assert seen == [66.0, 132.0, 86.0, 72.0]
+    assert [block.calls for block in model.transformer_blocks] == [2, 2], "skipped blocks do no work"
+    remove_cache(model)
+    assert not any("forward" in vars(m) for m in model.modules()) and model(torch.ones(1)).item() == 66
+
+
+def test_a_trunk_is_all_blocks(denoiser):
+    """Reused for the input it was computed for, it gives what was computed; nothing inside runs."""
+    blocks, ran = trunk(denoiser.model), []
+    hooks = [m.register_forward_hook(lambda m, args, out: ran.append(m)) for block in blocks for m in block.modules()
+             if isinstance(m, (nn.Linear, nn.Conv2d))]
+    handle = apply_cache(denoiser.model, [TRUNK], [[True], [False]])
+    x, labels = torch.randn(2, *denoiser.sample_shape), torch.arange(2) % 3 if denoiser.num_classes else None
+    t = torch.full((2,), 500)
+    computed = denoiser(x, t, labels)
+    handle.step, inside = 1, len(ran)
+    reused = denoiser(x, t, labels)
+    embedding = 2 if denoiser.num_classes else 0  # of the output layer of a DiT, whose first block holds it
+    assert len(ran) - inside == embedding < inside
+    torch.testing.assert_close(reused, computed, rtol=1e-4, atol=1e-5)
+    remove_cache(denoiser.model)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(denoiser(x, t, labels), computed)
+
+
+def test_a_trunk_of_one_block_and_a_copy_of_it():
+    model = Blocks()
+    del model.transformer_blocks[1]
+    handle = apply_cache(model, [TRUNK], [[True], [False]])
+    twin = copy.deepcopy(model)
+    assert model(torch.ones(1)).item() == 6
+    handle.step = 1
+    assert model(torch.ones(1)).item() == 6  # 1 + (3 - 1), twice
+    assert (model.transformer_blocks[0].calls, twin.transformer_blocks[0].calls) == (1, 0)
+    assert twin(torch.ones(1)).item() == 6 and twin.transformer_blocks[0].calls == 1
+
+
+def test_a_trunk_is_cached_alone():
+    with pytest.raises(ValueError, match="trunk holds all other sublayers, it is cached alone"):
+        apply_cache(Blocks(), ["transformer_blocks.0", TRUNK], [[True, True]])
 
 
 def test_state_dict_is_not_changed(denoiser):
@@ -258,7 +323,7 @@ def test_no_more_is_kept_than_later_steps_need():
     for step in range(5):
         handle.step = step
         model(torch.ones(1))
-        kept.append(sorted(handle.forwards["a"].kept))
+        kept.append(sorted(handle.units["a"].kept))
     assert kept == [[], [1], [1, 2], [1, 2], []]
 
 
@@ -320,9 +385,9 @@ def test_step_zero_forgets():
     model = Toy()
     handle = apply_cache(model, ["a"], [[True], [False]])
     model(torch.ones(1))
-    assert list(handle.forwards["a"].kept) == [0]
+    assert list(handle.units["a"].kept) == [0]
     handle.step = 0
-    assert not handle.forwards["a"].kept
+    assert not handle.units["a"].kept
 
 
 def test_a_copy_of_the_model_has_a_cache_of_its_own():

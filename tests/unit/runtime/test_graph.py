@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.runtime.cache import apply_cache, remove_cache, sources
+from tasks.runtime.cache import TRUNK, apply_cache, remove_cache, sources
 from tasks.runtime.graph import export, live_graph, open_graph
 from tasks.runtime.precision import apply_precision, calibrate_ranges, remove_precision
 
@@ -61,6 +61,17 @@ def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states, fo
     predict = live_graph(tiny_denoiser, recipe, BATCH)
     assert len(predict.compiled) == len(recipe.cache.masks) == 4, "every step is needed by a later one, or is the last"
     assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
+
+
+@pytest.mark.parametrize("forecast", ["none", "taylor"])
+def test_a_skipped_trunk_is_one_tensor(tiny_denoiser, tiny_states, forecast):
+    """The graph of the steps that skip it is next to nothing."""
+    plan = CachePlan(sublayers=(TRUNK,), compute=((True,), (True,), (False,), (False,)), forecast=forecast)
+    recipe = Recipe(timesteps=TIMESTEPS, cache=plan)
+    predict = live_graph(tiny_denoiser, recipe, BATCH)
+    assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
+    whole, skipped = (len(predict.compiled[predict.index["steps"][step]].get_runtime_model().get_ops()) for step in (1, 2))
+    assert skipped < whole / 2 and predict.index["forms"][predict.index["steps"][1]]["kept"] == [TRUNK]
 
 
 @pytest.mark.parametrize(("forecast", "kept"), [("none", [1]), ("taylor", [0, 1])])
