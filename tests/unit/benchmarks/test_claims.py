@@ -6,7 +6,8 @@ import json
 import pytest
 
 from benchmarks.cache.arms import OPPONENTS, OURS, break_even, cells
-from benchmarks.claims import CLAIMS, GROUPS, at_least, at_most, main, table
+from benchmarks.claims.__main__ import main, table
+from benchmarks.claims.claim import CLAIMS, GROUPS, at_least, at_most
 from benchmarks.results import write
 from benchmarks.search.curves import SEEDS, STRATEGIES
 from benchmarks.spine.measure import COLUMNS

@@ -1,0 +1,119 @@
+"""The study of caches."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.cache import arms
+from benchmarks.cache.arms import DIT, FEWEST, OPPONENTS, OURS, SOLVERS, TIMED, Arm, break_even, cells, finalists
+from benchmarks.cache.compare import LEAST
+from benchmarks.claims.claim import Outcome, at_least, at_most, claim, study
+
+
+def of_cells(root: Path, metric: str) -> dict[tuple[str, str], float]:
+    """(teacher, setting/arm/strength) -> value, of the study of caches."""
+    return {(row["teacher"], row["variant"]): float(row["value"]) for row in study(root, "cache") if row["metric"] == metric}
+
+
+def is_whole(found: Iterable[tuple[str, str]], wanted: Sequence[Arm], solvers: Sequence[str] = SOLVERS,
+             teachers: Sequence[str] = arms.TEACHERS) -> bool:
+    """Is every strength of these arms there, on every teacher that has them, under every setting?"""
+    return {(cell.teacher, cell.variant) for cell in cells()
+            if cell.arm in wanted and cell.solver in solvers and cell.teacher in teachers} <= set(found)
+
+
+@claim("cache")
+def nearer_than_every_opponent(root: Path) -> Outcome:
+    """Our plan against every strength of every opponent that removes something and no more than any of ours, at the opponent's
+    own share of sublayer evaluations: smaller distance to the uncached run, paired, p < 0.05 after Holm's correction within a
+    setting."""
+    bar = "every opponent's strengths, all settings"
+    if not is_whole(of_cells(root, "removed_share"), (*OPPONENTS, arms.arm(OURS))):
+        return Outcome(bar, "-", None)
+    found = of_cells(root, "behind_p_holm")
+    if not compared_cells(root) <= found.keys():
+        return Outcome(bar, "-", None)
+    other = [variant.split("/")[1] for (_, variant), p in found.items() if p >= 0.05]
+    names = ", ".join(f"{name} ({other.count(name)})" for name in sorted(set(other)))
+    return Outcome(bar, f"{len(found) - len(other)} of {len(found)}{': not ' if other else ''}{names}", not other)
+
+
+def compared_cells(root: Path) -> set[tuple[str, str]]:
+    """Those of opponents that remove something, and no more than ours at most does under the same setting."""
+    removed = of_cells(root, "removed_share")
+    most: dict[tuple[str, str], float] = {}
+    for cell in cells():
+        if cell.arm.name == OURS:
+            setting = cell.teacher, cell.setting
+            most[setting] = max(most.get(setting, 0), removed.get((cell.teacher, cell.variant), 0))
+    return {(cell.teacher, cell.variant) for cell in cells() if cell.arm in OPPONENTS
+            and LEAST <= removed.get((cell.teacher, cell.variant), 0) <= most[cell.teacher, cell.setting]}
+
+
+@claim("cache")
+def speed_of_skipped_work(root: Path) -> Outcome:
+    """Measured speed of our plan at batch 8 over what the MACs that are left predict: the slowest of all budgets, numbers of
+    steps and backends, on the DiT under DDIM."""
+    predicted = of_cells(root, "speedup_predicted")
+    ours = arms.arm(OURS)
+    shares = []
+    for backend in ours.backends:
+        speeds = {cell: speed for cell, speed in of_cells(root, f"speedup_{backend}").items()
+                  if cell[0] == DIT and f"/{OURS}/" in cell[1]}
+        if not is_whole(speeds, [ours], [TIMED], [DIT]):
+            return at_least(0.9, [])
+        shares += [speed / predicted[cell] for cell, speed in speeds.items()]
+    return at_least(0.9, shares)
+
+
+@claim("cache")
+def list_never_seen(root: Path) -> Outcome:
+    """At 50 steps, of which the error table knows 20: distance of the best plan that it and rules propose, over the nearer
+    of those trained for the list: ours, searched and trained, and the router's."""
+    fidelity = of_cells(root, "fidelity")
+    ratios = []
+    for cell in cells():
+        if (cell.teacher, cell.nfe, cell.arm.name) == (DIT, 50, "table"):
+            rivals = [name for name in (OURS, "router") if cell.value in arms.arm(name).values]
+            trained = [fidelity.get((DIT, cell.variant.replace("/table/", f"/{name}/"))) for name in rivals]
+            found = [fidelity.get((DIT, cell.variant)), *trained]
+            ratios.append(None if None in found else found[0] / min(trained))
+    return at_most(1.1, ratios if None not in ratios else [], "x")
+
+
+@claim("cache")
+def router_time(root: Path) -> Outcome:
+    """Training Learning-to-Cache's router for 20 steps, on 2 cores."""
+    return at_most(90, list(of_cells(root, "router_s").values()), " s")
+
+
+@claim("cache")
+def break_even_is_said(root: Path) -> Outcome:
+    """From which numbers of steps of DPM-Solver++ a quarter is better saved by the cache than by taking fewer of them: smaller
+    distance to the images of 50 steps."""
+    found = of_cells(root, "converged_distance")
+    if not {(cell.teacher, cell.variant) for cell in break_even()} <= found.keys():
+        return Outcome("said", "-", None)
+    pays = [nfe for nfe in FEWEST if found[DIT, f"dpm2m{nfe}/{OURS}/{arms.SAVED:g}"] <
+            found[DIT, f"dpm2m{nfe}/fewer_steps/{arms.SAVED:g}"]]
+    return Outcome("said", f"pays at {', '.join(map(str, pays)) or 'none'} of {', '.join(map(str, FEWEST))} steps", True)
+
+
+@claim("cache")
+def half_of_fewer_steps(root: Path) -> Outcome:
+    """On the DiT, at 25 % (20 steps) and 40 % (50 steps) removed: distance to the uncached run over that of the same solver
+    taking proportionally fewer steps."""
+    fidelity = of_cells(root, "fidelity")
+    pairs = [(cell.teacher, cell.variant, cell.variant.replace(f"/{OURS}/", "/fewer_steps/")) for cell in finalists()]
+    there = all({(teacher, ours), (teacher, fewer)} <= fidelity.keys() for teacher, ours, fewer in pairs)
+    return at_most(0.5, [fidelity[teacher, ours] / fidelity[teacher, fewer] for teacher, ours, fewer in pairs] if there else [])
+
+
+@claim("cache")
+def quality_of_finalists(root: Path) -> Outcome:
+    """There, and that much is removed: 95 % bound of the FID increase over the uncached run."""
+    bounds = of_cells(root, "loss_upper95")
+    wanted = [(cell.teacher, cell.variant) for cell in finalists()]
+    removed = of_cells(root, "removed_share")
+    if any(removed.get((cell.teacher, cell.variant), 0) < cell.value - 1e-6 for cell in finalists()):
+        return at_most(0.05, [])
+    return at_most(0.05, [bounds[cell] for cell in wanted] if set(wanted) <= bounds.keys() else [])

@@ -1,0 +1,73 @@
+"""The study of the search."""
+
+from pathlib import Path
+
+from benchmarks.claims.claim import Outcome, at_least, at_most, claim, study, values
+from benchmarks.search.curves import SEEDS, curves, shares
+
+
+def fewer_evaluations(root: Path, opponent: str, bar: float) -> Outcome:
+    """Of the opponent's N evaluations, what ours needs for the hypervolume (fresh noise) that it has at its end: worst seed."""
+    found = shares(curves(study(root, "search")), opponent)
+    return at_most(bar, found if len(found) == len(SEEDS) else [])
+
+
+@claim("search")
+def efficiency_random(root: Path) -> Outcome:
+    """Random search, given the same seeds, repair and prior of steps."""
+    return fewer_evaluations(root, "random", 1 / 3)
+
+
+@claim("search")
+def efficiency_tmpq(root: Path) -> Outcome:
+    """TMPQ-DM's own evolution."""
+    return fewer_evaluations(root, "tmpq_dm", 1 / 2)
+
+
+@claim("search")
+def efficiency_optuna(root: Path) -> Outcome:
+    """Optuna's NSGA-II."""
+    return fewer_evaluations(root, "optuna", 1 / 2)
+
+
+def of_search(root: Path, variant: str, metric: str) -> list[float]:
+    """Of all rows of the study of search whose variant begins like this."""
+    return values([row for row in study(root, "search") if row["variant"].startswith(variant)], metric)
+
+
+@claim("search")
+def workers_busy(root: Path) -> Outcome:
+    """64 workers, evaluations that sleep 0.25 s."""
+    return at_least(0.95, of_search(root, "scale.", "workers_busy"))
+
+
+@claim("search")
+def driver_time(root: Path) -> Outcome:
+    """There: what an evaluation takes of the driver's time, asking and logging included."""
+    return at_most(3, of_search(root, "scale.", "driver_ms"), " ms")
+
+
+@claim("search")
+def log_growth(root: Path) -> Outcome:
+    """Time and memory of 100,000 logged evaluations and of reading their log, over ten times those of 10,000: the worst."""
+    found = [of_search(root, "scale.", f"growth_{name}") for name in ("search_s", "search_mib", "read_s", "read_mib")]
+    return at_most(1.1, [max(one) for one in found] if all(found) else [], "x")
+
+
+@claim("search")
+def two_workers(root: Path) -> Outcome:
+    """What a second worker brings, over what a second process of matrix products brings in the same run."""
+    return at_least(0.9, of_search(root, "scale.", "gain_share"))
+
+
+@claim("search")
+def evaluation_cost(root: Path) -> Outcome:
+    """An evaluation over a plain one of equal samples, the dearer of the targets; both give the same fitness to 1e-5."""
+    same = of_search(root, "evaluation.", "fitness_difference")
+    return at_most(1 / 3, of_search(root, "evaluation.", "evaluation_ratio") if same and max(same) <= 1e-5 else [])
+
+
+@claim("search")
+def precision_switch(root: Path) -> Outcome:
+    """Every layer of the model to another width."""
+    return at_most(1, of_search(root, "evaluation.switch", "switch_ms"), " ms")
