@@ -47,7 +47,7 @@ class Environment:
         """Raises ValueError where pip fails, whose own words are on the screen by then."""
         shutil.rmtree(self.folder, ignore_errors=True)
         venv.create(self.folder, with_pip=True)
-        here = sysconfig.get_paths()["purelib"]
+        here = Path(sysconfig.get_paths()["purelib"]).resolve()  # not a link to it, which may go
         site = sysconfig.get_paths(vars={"base": str(self.folder), "platbase": str(self.folder)}, scheme="venv")["purelib"]
         Path(site, "main_environment.pth").write_text(f"{here}\n")
         pip = [self.folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

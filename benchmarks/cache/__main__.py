@@ -135,9 +135,9 @@ class Study:
         others = {cell: points[cell] for cell in group if cell.arm not in PLANS}
         if not ours:
             return []
-        found = nearer(ours, others)
-        protocol = (f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, Holm over {len(found)} cells; "
-                    f"{len(others) - len(found)} remove next to nothing or more than any of ours")
+        found = nearer(ours, others, BATCH)
+        protocol = (f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, batches as clusters, Holm over "
+                    f"{len(found)} cells; {len(others) - len(found)} remove next to nothing or more than any of ours")
         return [row for cell, numbers in found.items() for row in self.rows(cell, numbers, protocol)]
 
     def path(self, cell: Cell) -> Path:

@@ -29,19 +29,25 @@ def at_share(curve: Sequence[tuple[float, np.ndarray]], removed: float) -> np.nd
     return (1 - weight) * near + weight * far
 
 
-def nearer(curve: Sequence[tuple[float, np.ndarray]],
-           opponents: Mapping[str, tuple[float, np.ndarray]]) -> dict[str, dict[str, float]]:
-    """curve: ours; opponents: name -> (removed share, (N,) distances), all of the same pairs under one setting.
+def nearer(curve: Sequence[tuple[float, np.ndarray]], opponents: Mapping[str, tuple[float, np.ndarray]],
+           batch: int) -> dict[str, dict[str, float]]:
+    """curve: ours; opponents: name -> (removed share, (N,) distances), all of the same pairs under one setting. batch: pairs
+    that were sampled together.
 
     -> name -> behind: mean distance of the opponent less ours at its share, in the distances' unit; behind_p_holm: p-value of
     "ours is as far or farther", adjusted for the number of opponents. Left out: who removes next to nothing, or more than
     any of ours.
     """
     ours = {name: at_share(curve, removed) for name, (removed, _) in opponents.items() if removed >= LEAST}
-    differences = {name: paired(found - opponents[name][1]) for name, found in ours.items() if found is not None}
+    differences = {name: paired(found - opponents[name][1], batch) for name, found in ours.items() if found is not None}
     adjusted = holm({name: d.p_worse_by(0.0) for name, d in differences.items()})
     return {name: {"behind": -d.estimate, "behind_p_holm": adjusted[name]} for name, d in differences.items()}
 
 
-def paired(difference: np.ndarray) -> Difference:
-    return Difference(float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5))
+def paired(difference: np.ndarray, batch: int) -> Difference:
+    """Mean of (N,) differences. Some caches decide for a whole batch at once, so only batches are independent: the error is
+    that of their sums."""
+    starts = np.arange(0, len(difference), batch)
+    sums = np.add.reduceat(difference - difference.mean(), starts)
+    scale = len(starts) / (len(starts) - 1)
+    return Difference(float(difference.mean()), float(np.sqrt(scale * sums @ sums) / len(difference)))

@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from benchmarks import results
 from benchmarks.cache import plot, rules
 from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, PLANS, RULES, SAVED, break_even, cells, finalists
-from benchmarks.cache.compare import at_share, distances, nearer
+from benchmarks.cache.compare import at_share, distances, nearer, paired
 from benchmarks.cache.work import Meter, counted_calls
 from benchmarks.environment import Environment
 from tasks.cache_learn.baselines import time_threshold
@@ -144,7 +145,7 @@ def test_opponents_are_compared_at_their_own_share_and_adjusted_together():
     noise = rng.normal(size=400)
     ours = [(share, 10 * share + 0.1 * noise) for share in (0.25, 0.5)]
     found = nearer(ours, {"far": (0.2, 4 + 0.3 * rng.normal(size=400)), "near": (0.4, 3 + 0.3 * rng.normal(size=400)),
-                          "same": (0.5, ours[1][1]), "idle": (0.0, np.zeros(400)), "beyond": (0.6, noise)})
+                          "same": (0.5, ours[1][1]), "idle": (0.0, np.zeros(400)), "beyond": (0.6, noise)}, 8)
     assert found.keys() == {"far", "near", "same"}
     assert found["far"]["behind"] == pytest.approx(2, abs=0.1) and found["far"]["behind_p_holm"] < 1e-6
     assert found["near"]["behind"] == pytest.approx(-1, abs=0.1) and found["near"]["behind_p_holm"] == 1
@@ -155,8 +156,16 @@ def test_more_opponents_make_the_same_lead_worth_less():
     rng = np.random.default_rng(1)
     ours = [(0.5, np.zeros(100))]
     close = (0.5, 0.2 + rng.normal(size=100))
-    alone, many = nearer(ours, {"a": close}), nearer(ours, dict.fromkeys("abcde", close))
+    alone, many = nearer(ours, {"a": close}, 4), nearer(ours, dict.fromkeys("abcde", close), 4)
     assert many["a"]["behind_p_holm"] == pytest.approx(min(1, 5 * alone["a"]["behind_p_holm"]))
+
+
+def test_pairs_of_one_batch_count_as_one():
+    """Repeated 8 times in a row, 25 differences tell no more than they did alone."""
+    alone = np.random.default_rng(2).normal(size=25)
+    assert astuple(paired(alone.repeat(8), 8)) == pytest.approx(astuple(paired(alone, 1)))
+    assert paired(alone, 1).error == pytest.approx(alone.std(ddof=1) / 5)
+    assert paired(alone[:10], 4).error > 0, "the last batch may be smaller"
 
 
 # ---- the tables ----
