@@ -21,6 +21,7 @@ class Arm:
     values: tuple
     fixed: Mapping = field(default_factory=dict, hash=False)
     teachers: tuple[str, ...] = TEACHERS
+    nfes: tuple[int, ...] = NFES
     backends: tuple[str, ...] = ("eager",)  # on which it is timed
 
 
@@ -32,6 +33,10 @@ PLANS = (
     Arm(name="table", make="refined", strength="budget", values=BUDGETS, fixed={"unit": "trunk", "learned": False}),
     Arm(name="errors", make="errors", strength="budget", values=BUDGETS, fixed={**TABLE, "forecast": "taylor"}),
     Arm(name="errors_reuse", make="errors", strength="budget", values=BUDGETS, fixed={**TABLE, "forecast": "none"}),
+    Arm(name="errors_ungrown", make="errors", strength="budget", values=BUDGETS,
+        fixed={**TABLE, "forecast": "taylor", "grown": False}, nfes=NFES[:1]),
+    Arm(name="refined_sublayers", make="refined", strength="budget", values=BUDGETS,
+        fixed={"unit": "sublayer", "learned": True}, nfes=NFES[:1]),
     Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
 )
 RULES = (
@@ -98,7 +103,8 @@ def cells() -> Iterator[Cell]:
         for nfe in NFES:
             for solver in SOLVERS:
                 yield from (Cell(teacher=teacher, solver=solver, nfe=nfe, arm=arm, value=value)
-                            for arm in ARMS if teacher in arm.teachers for value in arm.values)
+                            for arm in ARMS if teacher in arm.teachers and nfe in arm.nfes
+                            for value in arm.values)
 
 
 def arm(name: str) -> Arm:

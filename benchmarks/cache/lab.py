@@ -87,7 +87,7 @@ class Lab:
     def refined(self, recipe: Recipe, budget: float, unit: str, learned: bool) -> CachePlan:
         """Kept, as cells of several parts share it; its noises are not those of what is judged."""
         how = planning(self, budget, unit, learned)
-        key = digest([recipe.to_json(), asdict(how)])
+        key = digest([recipe.to_json(), {name: value for name, value in asdict(how).items() if name != "router"}])
         path = self.folder / "plans" / f"{recipe.solver}{recipe.nfe}-{budget:g}-{key[:8]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

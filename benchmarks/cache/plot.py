@@ -15,6 +15,7 @@ from benchmarks.cache.arms import ARMS, NFES, OURS, PACKAGES, PLANS, RULES, SOLV
 COLOURS = {"first_block": "#0072B2", "mag": "#D55E00", "pab": "#E69F00", "taylorseer": "#009E73", "dbcache": "#CC79A7",
            "deepcache": "#56B4E9"}
 MARKERS = "osD^v<>PX*"
+DASHES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (5, 1)), (0, (3, 1, 1, 1)))  # of our plans
 PANELS = (("computed share of sublayer evaluations", "removed_share"), ("latency of 8 images, eager [ms]", "latency_ms_eager"))
 Curve = list[tuple[float, float]]
 
@@ -41,7 +42,7 @@ def look(name: str) -> dict:
     arm = next(arm for arm in ARMS if arm.name == name)
     if arm in PLANS:
         return {"color": "black", "linewidth": 3.0 if name == OURS else 1.6, "zorder": 5,
-                "linestyle": ("-", "--", "-.", ":", (0, (1, 3)))[PLANS.index(arm)]}
+                "linestyle": DASHES[PLANS.index(arm)]}
     rule = arm in RULES
     place = (RULES if rule else [other for other in PACKAGES if other.make == arm.make]).index(arm)
     return {"color": "0.55" if rule else COLOURS[arm.make], "linestyle": "--" if rule else "-", "linewidth": 1.0,

@@ -48,9 +48,12 @@ class Run:
 
 # ---- how an arm samples ----
 
-def errors(lab: Lab, recipe: Recipe, *, budget: float, unit: str, max_masks: int, forecast: str) -> CachePlan:
-    costs = lab.table(unit).costs(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
-    return replace(plan_from_costs(costs, lab.table(unit).sublayers, budget, max_masks), forecast=forecast)
+def errors(lab: Lab, recipe: Recipe, *, budget: float, unit: str, max_masks: int, forecast: str,
+           grown: bool = True) -> CachePlan:
+    """grown: whether the table's errors count as what they grow to."""
+    table = lab.table(unit) if grown else replace(lab.table(unit), growth=np.ones(len(lab.table(unit).grid)))
+    costs = table.costs(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
+    return replace(plan_from_costs(costs, table.sublayers, budget, max_masks), forecast=forecast)
 
 
 def refined(lab: Lab, recipe: Recipe, *, budget: float, unit: str, learned: bool) -> CachePlan:

@@ -108,7 +108,7 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
         menus=precision_menus(goal.target, layers, times), plan=planner(inputs["cache_learn"], teacher),
         cost=cost_of(goal.target, teacher, dense, times),
         limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets,
-                "reuse": tuple(itertools.product(cache_masks, forecasts(inputs["cache_learn"])))})
+                "reuse": kinds_of_reuse(inputs["cache_learn"], cache_masks)})
 
 
 def chosen_grain(inputs: Inputs) -> str | None:
@@ -124,9 +124,12 @@ def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | 
     return {"grain": grain, "density": kept_shares(teacher.model, grain, {name: mask.bool() for name, mask in masks.items()})}
 
 
-def forecasts(folder: Path) -> tuple[str, ...]:
-    """The formula that cache_learn names for other lists than its own, and none."""
-    return tuple(dict.fromkeys((read_json(folder / "grid.json")["forecast"], "none")))
+def kinds_of_reuse(folder: Path, cache_masks: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
+    """Limits on distinct step masks, of which one is enough where all blocks are skipped at once, with each forecast: the
+    formula that cache_learn names for other lists than its own, and none."""
+    grid = read_json(folder / "grid.json")
+    limits = cache_masks if len(grid["sublayers"]) > 1 else cache_masks[:1]
+    return tuple(itertools.product(limits, dict.fromkeys((grid["forecast"], "none"))))
 
 
 def planner(folder: Path, teacher: Denoiser) -> Planner:

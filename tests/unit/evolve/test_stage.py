@@ -10,12 +10,20 @@ from tasks.core.artifacts import read_json, write_json
 from tasks.core.recipe import Recipe
 from tasks.evolve import fitness, lab
 from tasks.evolve.lab import EvaluationLog
+from tasks.evolve.problem import kinds_of_reuse
 from tests.unit.evolve.toy import PARAMS, artifacts, run
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return artifacts(tmp_path_factory.mktemp("artifacts"))
+
+
+def test_where_all_blocks_are_skipped_at_once_one_limit_on_masks_is_enough(tmp_path):
+    for sublayers, limits in (["trunk"], [2]), (["a", "b"], [2, 4]):
+        write_json(tmp_path / "grid.json", {"sublayers": sublayers, "forecast": "taylor"})
+        kinds = kinds_of_reuse(tmp_path, (2, 4))
+        assert kinds == tuple((limit, forecast) for limit in limits for forecast in ("taylor", "none"))
 
 
 @pytest.fixture(scope="module")
