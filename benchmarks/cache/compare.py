@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from tasks.core.quality import Difference, holm
 
@@ -40,7 +41,7 @@ def nearer(curve: Sequence[tuple[float, np.ndarray]], opponents: Mapping[str, tu
     """
     ours = {name: at_share(curve, removed) for name, (removed, _) in opponents.items() if removed >= LEAST}
     differences = {name: paired(found - opponents[name][1], batch) for name, found in ours.items() if found is not None}
-    adjusted = holm({name: d.p_worse_by(0.0) for name, d in differences.items()})
+    adjusted = holm({name: p_not_nearer(d, clusters=-(-len(curve[0][1]) // batch)) for name, d in differences.items()})
     return {name: {"behind": -d.estimate, "behind_p_holm": adjusted[name]} for name, d in differences.items()}
 
 
@@ -51,3 +52,10 @@ def paired(difference: np.ndarray, batch: int) -> Difference:
     sums = np.add.reduceat(difference - difference.mean(), starts)
     scale = len(starts) / (len(starts) - 1)
     return Difference(float(difference.mean()), float(np.sqrt(scale * sums @ sums) / len(difference)))
+
+
+def p_not_nearer(difference: Difference, clusters: int) -> float:
+    """p-value of "ours less theirs is 0 or more", Student's t: there are few batches."""
+    if difference.error == 0:
+        return float(difference.estimate >= 0)
+    return float(stats.t.cdf(difference.estimate / difference.error, clusters - 1))

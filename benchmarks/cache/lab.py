@@ -1,7 +1,6 @@
 """What all arms share: a shipped teacher, the judge of its samples, the error table and routers that our plans come from."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,14 +74,18 @@ class Lab:
 
     def table(self, unit: str) -> ReuseTable:
         """unit: trunk | sublayer."""
-        return read_made(self.folder / "tables" / unit, lambda: cache_stage.reuse_table(
-            self.teacher, dataclasses.replace(self.learn, unit=unit),
-            lambda name: Checkpoint(self.folder / "checkpoints" / name, unit)))
+        how = dataclasses.replace(self.learn, unit=unit)
+        key = digest([getattr(how, name) for name in ("unit", "grid", "error_samples", "max_gap", "seed")])[:8]
+        folder = made(self.folder / "tables" / f"{unit}-{key}", lambda out: cache_stage.reuse_table(
+            self.teacher, how, lambda name: Checkpoint(self.folder / "checkpoints" / name, key)).write(out))
+        return ReuseTable.read(folder)
 
     def beta(self, nfe: int) -> Tensor:
         """The router's (pairs, S) for the uniform list of `nfe` steps."""
-        checkpoint = Checkpoint(self.folder / "checkpoints", f"router-{nfe}")
-        return torch.from_numpy(kept_features(self, f"router-{nfe}", lambda: trained_router(self, nfe, checkpoint).numpy()))
+        key = digest(asdict(self.learn.router))[:8]
+        checkpoint = Checkpoint(self.folder / "checkpoints", f"router-{nfe}-{key}")
+        return torch.from_numpy(kept_features(self, f"router-{nfe}-{key}",
+                                              lambda: trained_router(self, nfe, checkpoint).numpy()))
 
     def refined(self, recipe: Recipe, budget: float, unit: str, learned: bool) -> CachePlan:
         """Kept, as cells of several parts share it; its noises are not those of what is judged."""
@@ -128,15 +131,6 @@ def sampled_features(lab: Lab, predict: Predict, recipe: Recipe, n: int, label: 
     teacher = lab.teacher
     chunks = sample_in_chunks(predict, teacher.schedule, recipe, teacher.sample_shape, n, NOISE, teacher.num_classes, BATCH)
     return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
-
-
-def read_made(folder: Path, make: Callable[[], ReuseTable]) -> ReuseTable:
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        make().write(partial)
-        partial.rename(folder)
-    return ReuseTable.read(folder)
 
 
 def planning(lab: Lab, budget: float, unit: str, learned: bool) -> cache_stage.Params:

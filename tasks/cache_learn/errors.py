@@ -2,8 +2,8 @@
 
 Measured once on a grid of timesteps, along the teacher's own trajectories: how wrong the prediction becomes, as CEM (arXiv
 2512.23258) has it, and how an error of the state at each timestep grows on its way to the image. Without the second, plans skip
-early: an error there is small in the prediction, but on our teachers it grows by two orders of magnitude, and one near the end
-does not grow at all. Errors of several sublayers and steps are taken to add up.
+early: an error there is small in the prediction, but it grows, and one near the end does not (benchmarks/cache,
+`errors_ungrown`). Errors of several sublayers and steps are taken to add up.
 """
 
 from collections import deque
@@ -24,6 +24,7 @@ from tasks.core.recipe import Recipe
 from tasks.core.sampler import network, trajectory
 from tasks.runtime.solver import clip_bound, integrate, solver_steps
 
+TINY = 1e-12  # of distances: none is 0, so that growth has a logarithm
 LAST = -1  # stands for the timestep of the image itself: an error there is as large as it is
 
 
@@ -144,10 +145,12 @@ def measure_growth(denoiser: Denoiser, grid: Sequence[int], noise: Tensor, label
                    keep: Callable[[np.ndarray], None] = lambda growth: None) -> np.ndarray:
     """Fill growth[j] = (distance of the images / distance of the states at timestep grid[j])^2 of two runs that part there.
 
-    Both are DDIM's over the grid; the other one took the step before with the prediction of the step before that, an error as a
-    cache makes it. Distances are means over images: of squares, a few samples that turn into another image would decide. The
-    first two, which nothing can reach, are as the third. growth: (G,) NaN where it is to be measured; changed in place, and
-    handed to `keep` after every entry. -> growth.
+    Both are DDIM's over the grid; the other one's state is off by what the step before makes of the prediction of the step
+    before that, unclipped: an error as a cache makes it. (With x0 clipped in that step, too, as it is where a cache runs, late
+    errors grow less; plans from that table were farther on one teacher and the same on the other.) Distances are means over
+    images: of squares, a few samples that turn into another image would decide. The first two, which nothing can reach, are as
+    the third. growth: (G,), G >= 3, NaN where it is to be measured; changed in place, and handed to `keep` after every entry.
+    -> growth.
     """
     steps, clip = solver_steps(denoiser.schedule.config, tuple(grid), "ddim"), clip_bound(denoiser.schedule.config)
     predict, predictions = network(denoiser), []
@@ -156,13 +159,14 @@ def measure_growth(denoiser: Denoiser, grid: Sequence[int], noise: Tensor, label
         predictions.append(predict(x, t, labels, step))
         return predictions[-1]
 
+    due = [j for j in range(2, len(grid)) if np.isnan(growth[j])]
     with torch.inference_mode():
-        visited = list(integrate(recorded, steps, noise, labels, clip))
-        states, image = [x for _, x, _ in visited], visited[-1][2]
-        for j in track([j for j in range(2, len(grid)) if np.isnan(growth[j])], len(grid) - 2, "growth of errors"):
-            moved = states[j] + steps[j - 1].b * steps[j - 1].q * (predictions[j - 2] - predictions[j - 1])
-            *_, (_, _, other) = integrate(predict, steps[j:], moved, labels, clip)
-            growth[j] = (distance(other, image) / distance(moved, states[j])) ** 2
+        visited = list(integrate(recorded, steps, noise, labels, clip)) if due else []
+        for j in track(due, len(due), "growth of errors"):
+            state, before = visited[j][1], steps[j - 1]
+            moved = state + before.b * before.q * (predictions[j - 2] - predictions[j - 1])
+            *_, (_, _, image) = integrate(predict, steps[j:], moved, labels, clip)
+            growth[j] = (max(distance(image, visited[-1][2]), TINY) / max(distance(moved, state), TINY)) ** 2
             keep(growth)
     growth[:2] = growth[2]
     return growth

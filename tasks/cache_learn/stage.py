@@ -108,7 +108,7 @@ class Params:
         check_choice("solver", self.solver, SOLVERS)
         check_choice("unit", self.unit, UNITS)
         check_choice("forecast", self.forecast, FORECASTS)
-        for name, low, high in (("base_steps", 2, 1000), ("grid", 2, 1000), ("error_samples", 1, 10**5), ("budget", 0, 0.95),
+        for name, low, high in (("base_steps", 2, 1000), ("grid", 3, 1000), ("error_samples", 1, 10**5), ("budget", 0, 0.95),
                                 ("max_gap", 1, self.grid - 1), ("max_masks", 1, 8), ("validation", 1, 10**5)):
             check_range(name, getattr(self, name), low, high)
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe, bits
-from tasks.runtime.cache import TRUNK, in_trunk
+from tasks.runtime.cache import TRUNK
+
+TRUNK_BLOCKS = ("transformer_blocks.", "down_blocks.", "mid_block.", "up_blocks.")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def evaluations(cost: LayerCost, recipe: Recipe) -> int:
         return recipe.nfe
     column = plan.sublayers.index(unit)
     return sum(row[column] for row in plan.compute)
+
+
+def in_trunk(layer: str) -> bool:
+    """Whether a skipped trunk leaves this layer out. A DiT's first block holds the timestep embedding of its output layer."""
+    return layer.startswith(TRUNK_BLOCKS) and not layer.startswith("transformer_blocks.0.norm1.emb.")
 
 
 def density(cost: LayerCost, recipe: Recipe) -> float:

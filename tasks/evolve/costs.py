@@ -1,6 +1,7 @@
 """What a recipe costs on the goal's target, as arithmetic: no candidate is sampled from to learn that it is too dear."""
 
 import functools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -9,6 +10,7 @@ from tasks.core.denoiser import Denoiser
 from tasks.core.latency import Times
 from tasks.core.params import Goal
 from tasks.core.recipe import Recipe
+from tasks.runtime.cache import TRUNK
 
 LATENCY_CLASSES = ("w8a8", "bf16", "fp32")  # fewer bits are no faster on a CPU; from the least accurate to the most
 QUANTISABLE = ("linear", "conv")
@@ -21,7 +23,7 @@ RecipeCost = Callable[[Recipe], float]  # less is better
 
 def latency(costs: Sequence[LayerCost], times: Times, dense: Recipe) -> RecipeCost:
     """Time over that of the dense recipe at fp32. A skipped sublayer saves its layers, nothing of the remainder
-    and no change of precision."""
+    and no change of precision; a skipped trunk of these as large a share as it has of the layers."""
     time = functools.cache(times.of)
     layers = [c.name for c in costs if quantisable(c)]
 
@@ -29,7 +31,9 @@ def latency(costs: Sequence[LayerCost], times: Times, dense: Recipe) -> RecipeCo
         tokens = {c.name: recipe.precision.get(c.name, "fp32") for c in costs}
         computed = sum(time(c.name, tokens[c.name], density(c, recipe)) * evaluations(c, recipe) for c in costs)
         every_step = times.remainder(tokens) + times.changing([tokens[layer] for layer in layers])
-        return computed + recipe.nfe * every_step
+        trunk = recipe.cache is not None and TRUNK in recipe.cache.sublayers
+        steps = statistics.mean(evaluations(c, recipe) for c in costs) if trunk else recipe.nfe
+        return computed + steps * every_step
 
     whole = of(dense)
     return lambda recipe: of(recipe) / whole

@@ -128,7 +128,7 @@ def kinds_of_reuse(folder: Path, cache_masks: tuple[int, ...]) -> tuple[tuple[in
     """Limits on distinct step masks, of which one is enough where all blocks are skipped at once, with each forecast: the
     formula that cache_learn names for other lists than its own, and none."""
     grid = read_json(folder / "grid.json")
-    limits = cache_masks if len(grid["sublayers"]) > 1 else cache_masks[:1]
+    limits = cache_masks if len(grid["sublayers"]) > 1 else (max(cache_masks),)
     return tuple(itertools.product(limits, dict.fromkeys((grid["forecast"], "none"))))
 
 

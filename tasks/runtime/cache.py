@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 ATTRIBUTE = "_sublayer_cache"
 TRUNK = "trunk"  # in the place of a sublayer's path: all blocks as one
-TRUNK_BLOCKS = ("transformer_blocks.", "down_blocks.", "mid_block.", "up_blocks.")
 FORECASTS = {"none": 1, "taylor": 2, "learned": 3}  # what a skipped output is made of: how many computed ones, the last
 
 Weights = Sequence[Sequence[Sequence[float]]]  # [step][sublayer] -> weights of its sources, last first; () where it is computed
@@ -213,16 +212,17 @@ def cache_trunk(model: nn.Module, unit: CachedUnit) -> None:
 
 
 def trunk(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a DiT or a UNet, in the order of computation."""
+    """The blocks of a DiT or a UNet, in the order of computation. Raises ValueError where more than one tensor passes from
+    block to block."""
     if hasattr(model, "transformer_blocks"):
         return list(model.transformer_blocks)
     middle = [] if model.mid_block is None else [model.mid_block]
-    return [*model.down_blocks, *middle, *model.up_blocks]
-
-
-def in_trunk(layer: str) -> bool:
-    """Whether a skipped trunk leaves this layer out. A DiT's first block holds the timestep embedding of its output layer."""
-    return layer.startswith(TRUNK_BLOCKS) and not layer.startswith("transformer_blocks.0.norm1.emb.")
+    blocks = [*model.down_blocks, *middle, *model.up_blocks]
+    for block in blocks:
+        if hasattr(block, "skip_conv"):
+            raise ValueError(f"cache plan: {type(block).__name__} hands on an image beside its output, so the blocks are no "
+                             f"{TRUNK}; plan for sublayers")
+    return blocks
 
 
 def remove_cache(model: nn.Module) -> None:

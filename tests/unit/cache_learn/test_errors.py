@@ -142,6 +142,12 @@ def test_growth_cut_short_is_completed():
     np.testing.assert_array_equal(grown(denoiser, kept[0]), whole)
 
 
+def test_where_nothing_differs_growth_is_a_number():
+    denoiser = toy(Constant())
+    growth = measure_growth(denoiser, GRID, torch.zeros(1, *denoiser.sample_shape), None, np.full(len(GRID), np.nan))
+    assert (growth > 0).all() and np.isfinite(growth_at(GRID, growth, GRID)).all()
+
+
 def test_growth_of_other_lists():
     """Geometric between two timesteps; 1 at the image, which lies one timestep beyond 0."""
     found = growth_at((300, 100, 0), np.array([16.0, 4.0, 2.0]), (300, 200, 0))
@@ -157,9 +163,10 @@ def test_step_weights_are_the_solvers_derivative():
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm2m"])
 def test_step_weights_by_finite_differences(solver):
-    """A network that sees nothing of x: the image moves by what one prediction moves it, each step by itself."""
-    timesteps = (900, 700, 400, 100)
-    steps = solver_steps({**CONFIG, "clip_sample": False}, timesteps, solver)
+    """A network that sees nothing of x: the image moves by what one prediction moves it. What a state's error grows to follows
+    from the steps' factors; of steps whose x0 the next one uses too (dpm2m) it is known from the last but one on."""
+    timesteps, config = (900, 700, 400, 100), {**CONFIG, "clip_sample": False}
+    steps = solver_steps(config, timesteps, solver)
 
     def image(predictions):
         *_, (_, _, x0) = integrate(lambda x, t, labels, i: torch.full_like(x, predictions[i]), steps, torch.ones(1).double(),
@@ -167,8 +174,9 @@ def test_step_weights_by_finite_differences(solver):
         return x0.item()
 
     moved = [image(np.eye(4)[i]) - image(np.zeros(4)) for i in range(4)]
-    weights = step_weights({**CONFIG, "clip_sample": False}, timesteps, solver, np.array([0, 0, 0, steps[3].p ** 2, 1.0]))
-    np.testing.assert_allclose(weights[2:], np.square(moved[2:]))
+    last, before = steps[3].p ** 2, (steps[3].p * (steps[2].a + steps[2].b * steps[2].p)) ** 2
+    weights = step_weights(config, timesteps, solver, np.array([0, 0, before, last, 1.0]))
+    np.testing.assert_allclose(weights[1:], np.square(moved[1:]))
 
 
 def test_a_step_whose_errors_grow_less_is_skipped():

@@ -41,6 +41,16 @@ def test_latency_counts_what_the_cache_plan_computes():
     assert cost == pytest.approx((1 * 4 + 2 * 6 + 2 * 10) / 80)
 
 
+def test_a_skipped_trunk_saves_its_share_of_the_remainder():
+    """One of two layers lies in it, so a step that skips it pays half."""
+    inner, outer = (replace(cost, name=name) for cost, name in zip(COSTS, ("up_blocks.0.a", "conv_out"), strict=True))
+    times = replace(TIMES, layers={({"a": inner.name, "b": outer.name}[layer], token): points
+                                   for (layer, token), points in TIMES.layers.items()})
+    plan = CachePlan(sublayers=("trunk",), compute=((True,), (False,)))
+    cost = latency([inner, outer], times, DENSE)(Recipe(timesteps=(3, 0), cache=plan))
+    assert cost == pytest.approx((1 * 4 + 2 * 6 + 1.5 * 10) / 80)
+
+
 def test_latency_scales_with_kept_units():
     sparsity = {"grain": "unit", "density": {"a": 0.75}}
     assert latency(COSTS, TIMES, DENSE)(Recipe(timesteps=(3,), sparsity=sparsity)) == pytest.approx((3.5 + 6 + 10) / 80)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 from tasks.core.denoiser import build
@@ -161,6 +162,12 @@ def test_a_trunk_of_one_block_and_a_copy_of_it():
     assert model(torch.ones(1)).item() == 6  # 1 + (3 - 1), twice
     assert (model.transformer_blocks[0].calls, twin.transformer_blocks[0].calls) == (1, 0)
     assert twin(torch.ones(1)).item() == 6 and twin.transformer_blocks[0].calls == 1
+
+
+def test_blocks_that_hand_on_more_than_one_tensor_are_no_trunk():
+    model = UNet2DModel(**{**UNET, "down_block_types": ["SkipDownBlock2D"] * 2, "up_block_types": ["SkipUpBlock2D"] * 2})
+    with pytest.raises(ValueError, match="SkipDownBlock2D hands on an image beside its output.*plan for sublayers"):
+        apply_cache(model, [TRUNK], [[True], [False]])
 
 
 def test_a_trunk_is_cached_alone():

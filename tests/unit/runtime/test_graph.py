@@ -63,10 +63,11 @@ def test_fp32_with_a_cache_plan_is_the_live_model(tiny_denoiser, tiny_states, fo
     assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
 
 
-@pytest.mark.parametrize("forecast", ["none", "taylor"])
+@pytest.mark.parametrize("forecast", ["none", "taylor", "learned"])
 def test_a_skipped_trunk_is_one_tensor(tiny_denoiser, tiny_states, forecast):
     """The graph of the steps that skip it is next to nothing."""
-    plan = CachePlan(sublayers=(TRUNK,), compute=((True,), (True,), (False,), (False,)), forecast=forecast)
+    weights = (((),), ((),), ((1.3, -0.4),), ((1.6, -0.7),)) if forecast == "learned" else None
+    plan = CachePlan(sublayers=(TRUNK,), compute=((True,), (True,), (False,), (False,)), forecast=forecast, weights=weights)
     recipe = Recipe(timesteps=TIMESTEPS, cache=plan)
     predict = live_graph(tiny_denoiser, recipe, BATCH)
     assert max(relative_errors(tiny_denoiser, recipe, predict, tiny_states)) < 1e-5
