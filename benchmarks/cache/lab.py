@@ -13,8 +13,8 @@ from benchmarks.cache.arms import NFES
 from benchmarks.cache.work import Meter
 from benchmarks.sparsity.lab import kept_features, made
 from tasks.cache_learn import stage as cache_stage
-from tasks.cache_learn.errors import ReuseTable
 from tasks.cache_learn.router import train_router
+from tasks.cache_learn.table import ReuseTable
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, digest, read_json, write_json
 from tasks.core.checkpoint import Checkpoint

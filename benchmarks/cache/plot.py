@@ -15,7 +15,7 @@ from benchmarks.cache.arms import ARMS, NFES, OURS, PACKAGES, PLANS, RULES, SOLV
 COLOURS = {"first_block": "#0072B2", "mag": "#D55E00", "pab": "#E69F00", "taylorseer": "#009E73", "dbcache": "#CC79A7",
            "deepcache": "#56B4E9"}
 MARKERS = "osD^v<>PX*"
-DASHES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (5, 1)), (0, (3, 1, 1, 1)))  # of our plans
+DASHES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # of our plans
 PANELS = (("computed share of sublayer evaluations", "removed_share"), ("latency of 8 images, eager [ms]", "latency_ms_eager"))
 Curve = list[tuple[float, float]]
 

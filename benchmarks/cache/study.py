@@ -53,7 +53,7 @@ def errors(lab: Lab, recipe: Recipe, *, budget: float, unit: str, max_masks: int
     """grown: whether the table's errors count as what they grow to."""
     table = lab.table(unit) if grown else replace(lab.table(unit), growth=np.ones(len(lab.table(unit).grid)))
     costs = table.costs(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
-    return replace(plan_from_costs(costs, table.sublayers, budget, max_masks), forecast=forecast)
+    return table.forecasting(plan_from_costs(costs, table.sublayers, budget, max_masks), forecast, recipe.timesteps)
 
 
 def refined(lab: Lab, recipe: Recipe, *, budget: float, unit: str, learned: bool) -> CachePlan:

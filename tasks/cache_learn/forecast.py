@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tasks.cache_learn.least_squares import solved
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.hooks import record
@@ -26,7 +27,6 @@ from tasks.runtime.cache import FORECASTS, CacheHandle, apply_cache, remove_cach
 from tasks.runtime.solver import advance, clip_bound, solver_steps
 
 HISTORY = FORECASTS["learned"]
-RIDGE = 1e-6    # of the least squares, in units of the mean squared output: outputs that agree leave their weights open
 KEEP = 4 << 30  # bytes of the uncached run's outputs that are kept; beyond that only the last step's are
 
 
@@ -101,15 +101,10 @@ def fit(plan: CachePlan, reference: Reference) -> tuple[CachePlan, Tensor]:
     return replace(plan, forecast="learned", weights=tuple(map(tuple, table))), images
 
 
-def least_squares(outputs: Sequence[Tensor], target: Tensor) -> tuple[float, ...]:
-    """Weights w of least |sum w_j outputs_j - target|^2."""
+def least_squares(outputs: Sequence[Tensor], wanted: Tensor) -> tuple[float, ...]:
+    """Weights w of least |sum w_j outputs_j - wanted|^2."""
     y = torch.stack([output.flatten() for output in outputs]).double()
-    gram, right = y @ y.T, y @ target.flatten().double()
-    ridge = RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
-    last = torch.zeros(len(outputs), dtype=gram.dtype)
-    last[0] = 1.0  # what the ridge pulls towards: plain reuse
-    solved = torch.linalg.solve(gram + ridge * torch.eye(len(outputs), dtype=gram.dtype), right + ridge * last)
-    return tuple(round(float(weight), 6) for weight in solved)
+    return solved((y @ y.T).numpy(), (y @ wanted.flatten().double()).numpy())
 
 
 def train(plan: CachePlan, reference: Reference, *, steps: int, batch: int, lr: float, window: int,

@@ -1,8 +1,8 @@
 """Which sublayers may be skipped and what they return then, learned on the dense teacher: reuse errors, a router, whole runs.
 
 Reads: data (train split), pretrain_load (teacher).
-Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list, and there how errors
-grow and how plans forecast and may learn weights; router.csv (cache
+Writes: errors.npy E[sublayer, from, to] on the timesteps of grid.json, for planning on any timestep list; products.npy, from
+which plans on any list have weights; in grid.json, how errors grow and how plans forecast and may learn more; router.csv (cache
 step, timestep, sublayer, beta) and curve.csv of its training; refine_curve.csv of the plan that was refined on whole
 trajectories, forecast_curve.csv of the training of its weights; plan.json, the CachePlan on the base list: of what was learned
 the plan whose images are closest to the uncached run's. Report: what each plan removes and how far it strays, beside rules
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
-from tasks.cache_learn.errors import ReuseTable, empty_errors, measure_errors, measure_growth
+from tasks.cache_learn.errors import empty_errors, measure_errors, measure_growth, measure_products
 from tasks.cache_learn.forecast import Reference, fit, sample_plan, train
 from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.refine import proposals, refine, straying
 from tasks.cache_learn.router import router_costs, step_pairs, threshold_plan, train_router
+from tasks.cache_learn.table import ReuseTable
 from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser, load
@@ -127,7 +128,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     chosen = min(LEARNED, key=lambda name: np.median(distances[name]))
 
     learn = {"images": params.refine.images, **asdict(params.weights)} if params.forecast == "learned" else None
-    table.write(out, forecast=formula(params.forecast), learn=learn)
+    table.write(out, forecast=params.forecast, learn=learn)
     write_json(out / "plan.json", {"timesteps": recipe.timesteps, **asdict(plans[chosen])})
     write_rows(out / "router.csv", ("step", "timestep", "sublayer", "beta"), router_rows(beta, recipe.timesteps, sublayers))
     write_rows(out / "curve.csv", ("step", "loss"), curve)
@@ -154,7 +155,8 @@ def reuse_table(denoiser: Denoiser, params: Params, checkpoint: Callable[[str], 
     errors = kept("errors", empty_errors(len(sublayers), len(grid)),
                   partial(measure_errors, denoiser, sublayers, grid, noise, labels, params.max_gap))
     growth = kept("growth", np.full(len(grid), np.nan), partial(measure_growth, denoiser, grid, noise, labels))
-    return ReuseTable(sublayers=sublayers, grid=grid, errors=errors, growth=growth)
+    products = measure_products(denoiser, sublayers, grid, noise, labels)
+    return ReuseTable(sublayers=sublayers, grid=grid, errors=errors, growth=growth, products=products)
 
 
 def draws(denoiser: Denoiser, indices: range, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -207,9 +209,10 @@ def compared_plans(table: ReuseTable, beta: Tensor, reference: Reference, routed
                    params: Params) -> dict[str, CachePlan]:
     """All at the share `budget`, as far as they can reach it, but router_published, whose share its theta decides. What is
     learned forecasts, what is published or a rule reuses. routed: the sublayers of beta."""
-    steps, of = params.base_steps, partial(plan_from_costs, budget=params.budget, max_masks=params.max_masks)
+    steps, recipe = params.base_steps, reference.recipe
+    of = partial(plan_from_costs, budget=params.budget, max_masks=params.max_masks)
     return {
-        "errors": forecasting(of(costs_of(table, reference), table.sublayers), reference, params.forecast),
+        "errors": table.forecasting(of(costs_of(table, reference), table.sublayers), params.forecast, recipe.timesteps),
         "router": forecasting(of(router_costs(beta, steps), routed), reference.recording(routed), params.forecast),
         "router_published": threshold_plan(beta, params.router.theta, steps, routed),
         "uniform_interval": uniform_interval(steps, table.sublayers, params.budget),
@@ -219,11 +222,6 @@ def compared_plans(table: ReuseTable, beta: Tensor, reference: Reference, routed
 
 def forecasting(plan: CachePlan, reference: Reference, forecast: str) -> CachePlan:
     return fit(plan, reference)[0] if forecast == "learned" else replace(plan, forecast=forecast)
-
-
-def formula(forecast: str) -> str:
-    """The forecast of plans for other lists, which have no weights yet."""
-    return "taylor" if forecast == "learned" else forecast
 
 
 def rollout_distances(denoiser: Denoiser, recipe: Recipe, plans: Mapping[str, CachePlan],

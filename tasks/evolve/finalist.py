@@ -1,4 +1,4 @@
-"""The search plans caches from formulas, which hold for any list; its finalist's plan learns weights for its own list."""
+"""The search has its caches from a table that serves any list; its finalist's plan learns weights for its own list."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tasks.cache_learn.errors import ReuseTable
 from tasks.cache_learn.plan import plan_from_costs
+from tasks.cache_learn.table import ReuseTable
 from tasks.core.artifacts import Inputs, read_json
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser, load
@@ -126,7 +126,7 @@ def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | 
 
 def kinds_of_reuse(folder: Path, cache_masks: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
     """Limits on distinct step masks, of which one is enough where all blocks are skipped at once, with each forecast: the
-    formula that cache_learn names for other lists than its own, and none."""
+    one that cache_learn has for any list, and none."""
     grid = read_json(folder / "grid.json")
     limits = cache_masks if len(grid["sublayers"]) > 1 else (max(cache_masks),)
     return tuple(itertools.product(limits, dict.fromkeys((grid["forecast"], "none"))))
@@ -142,7 +142,7 @@ def planner(folder: Path, teacher: Denoiser) -> Planner:
             return None
         masks, forecast = reuse
         costs = table.costs(teacher.schedule.config, timesteps, solver)
-        return replace(plan_from_costs(costs, table.sublayers, budget, masks), forecast=forecast)
+        return table.forecasting(plan_from_costs(costs, table.sublayers, budget, masks), forecast, timesteps)
 
     return plan
 

@@ -1,22 +1,14 @@
-"""The table of reuse errors: by hand on a toy, and its interpolation to other timestep lists."""
+"""What is measured once per model, by hand on a toy, and what the table makes of it for other timestep lists."""
 
 import numpy as np
 import pytest
 import torch
 
-from tasks.cache_learn.errors import (
-    ReuseTable,
-    empty_errors,
-    grid_position,
-    growth_at,
-    interpolate_errors,
-    measure_errors,
-    measure_growth,
-    step_weights,
-)
+from tasks.cache_learn.errors import SKETCH, empty_errors, measure_errors, measure_growth, measure_products
 from tasks.cache_learn.plan import plan_from_costs
+from tasks.cache_learn.table import ReuseTable, grid_position, growth_at, interpolate_errors, step_weights, weights_of_column
 from tasks.core.hooks import record, replaced, rewrite
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import initial_noise, network, trajectory
 from tasks.runtime.solver import integrate, solver_steps
 from tests.unit.cache_learn.toy import CONFIG, Constant, Scale, names, toy
@@ -182,13 +174,69 @@ def test_step_weights_by_finite_differences(solver):
 def test_a_step_whose_errors_grow_less_is_skipped():
     grid = (900, 600, 300, 0)
     errors = np.where((gap := np.subtract.outer(range(4), range(4)).T) >= 0, 1.0 * gap**2, np.nan)[None]
-    table = ReuseTable(sublayers=["a"], grid=grid, errors=errors, growth=np.array([1.0, 1.0, 1e4, 1e-4]))
+    table = ReuseTable(sublayers=["a"], grid=grid, errors=errors, growth=np.array([1.0, 1.0, 1e4, 1e-4]),
+                       products=np.ones((1, 4, 4)))
     skipped = plan_from_costs(table.costs(CONFIG, grid, "ddim"), ["a"], 0.25, 4)
     assert skipped.compute == ((True,), (True,), (False,), (True,)), "the step that leads to timestep 0"
 
 
+# ---- products and weights
+
+def products_of(denoiser):
+    noise = initial_noise(denoiser.sample_shape, range(3), seed=0)
+    return measure_products(denoiser, names(denoiser), GRID, noise, None)
+
+
+def test_products_by_hand():
+    """The constant's outputs are 0.3; the other's are half of its input, the state and 0.3."""
+    denoiser = toy(Constant(), Scale(0.5))
+    noise = initial_noise(denoiser.sample_shape, range(3), seed=0)
+    x = torch.stack([x.double().flatten() for _, x, _ in
+                     trajectory(network(denoiser), denoiser.schedule, Recipe(timesteps=GRID), noise, None)])
+    found = products_of(denoiser)
+    np.testing.assert_allclose(found[0], 0.09, rtol=1e-5)
+    half = 0.5 * (x + 0.3)
+    np.testing.assert_allclose(found[1], half @ half.T / half.shape[1], rtol=1e-4)
+
+
+def test_of_large_outputs_some_elements_tell(monkeypatch):
+    denoiser = toy(Scale(0.5))
+    exact = products_of(denoiser)
+    monkeypatch.setattr("tasks.cache_learn.errors.SKETCH", 40)  # of 48
+    assert SKETCH > 48 and not np.array_equal(products_of(denoiser), exact)
+    np.testing.assert_allclose(products_of(denoiser), exact, rtol=0.5)
+
+
+def test_weights_are_the_least_squares_of_the_outputs():
+    """Three outputs in a space of six; the fourth is a sum of them, the fifth has a part that none of them has."""
+    y = np.random.default_rng(0).normal(size=(3, 6))
+    y = np.stack([*y, 0.5 * y[2] - 0.3 * y[1] + 0.1 * y[0], y[0] + np.linalg.svd(y)[2][-1]])
+    *full, first, second = weights_of_column([True, True, True, False, False], y @ y.T)
+    assert full == [(), (), ()]
+    np.testing.assert_allclose(first, (0.5, -0.3, 0.1), atol=1e-4)
+    np.testing.assert_allclose(second, (0, 0, 1), atol=1e-4)
+
+
+def test_weights_for_another_list():
+    """Outputs that are linear in t: between the grid's timesteps a line through the last two; beyond its end nothing moves."""
+    grid = (1000, 800, 600, 400, 200)
+    outputs = np.stack([np.array(grid) / 500, np.ones(5)], axis=1)
+    table = ReuseTable(sublayers=["a"], grid=grid, errors=np.zeros((1, 5, 5)), growth=np.ones(5),
+                       products=(outputs @ outputs.T)[None])
+    plan = CachePlan(sublayers=("a",), compute=((True,), (True,), (False,), (True,), (False,)))
+    found = table.forecasting(plan, "learned", (900, 700, 500, 150, 100))
+    assert found.forecast == "learned" and found.compute == plan.compute
+    w1, w0 = found.weights[2][0]
+    assert (700 * w1 + 900 * w0, w1 + w0) == (pytest.approx(500, rel=1e-2), pytest.approx(1, abs=1e-2))
+    np.testing.assert_allclose(np.dot(found.weights[4][0], [[200, 1], [700, 1], [900, 1]]), [200, 1], rtol=2e-2)
+    assert table.forecasting(plan, "taylor", (900, 700, 500, 150, 100)).weights is None
+
+
 def test_a_table_is_read_as_it_was_written(tmp_path):
-    table = ReuseTable(sublayers=["a"], grid=GRID, errors=measured(toy(Scale(0.5))), growth=np.array([4.0, 4.0, 2.0, 1.0]))
+    table = ReuseTable(sublayers=["a"], grid=GRID, errors=measured(toy(Scale(0.5))), growth=np.array([4.0, 4.0, 2.0, 1.0]),
+                       products=products_of(toy(Scale(0.5))))
     table.write(tmp_path, forecast="none")
     found = ReuseTable.read(tmp_path)
     np.testing.assert_array_equal(found.costs(CONFIG, GRID, "dpm2m"), table.costs(CONFIG, GRID, "dpm2m"))
+    plan = CachePlan(sublayers=("a",), compute=((True,), (True,), (False,), (False,)))
+    assert found.weigh(plan, GRID) == table.weigh(plan, GRID)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks.cache_learn import stage
-from tasks.cache_learn.errors import ReuseTable
+from tasks.cache_learn.table import ReuseTable
 from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import build, save
 from tasks.core.recipe import CachePlan
@@ -81,12 +81,12 @@ def test_the_same_bytes_twice(run, forecast):
     assert {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
 
 
-def test_learned_weights_ship_and_other_lists_get_a_formula(run):
+def test_learned_weights_ship_and_other_lists_get_theirs_from_the_table(run):
     report, out = run(forecast="learned")
     shipped = json.loads((out / "plan.json").read_text())
     del shipped["timesteps"]
     assert CachePlan.from_json(shipped).forecast == "learned"
-    assert json.loads((out / "grid.json").read_text())["forecast"] == "taylor"
+    assert json.loads((out / "grid.json").read_text())["forecast"] == "learned"
     with open(out / "forecast_curve.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
     taylor = run("taylor")[0].numbers["plans"]

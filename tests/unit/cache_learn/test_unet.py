@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from tasks.cache_learn.errors import empty_errors, interpolate_errors, measure_errors
+from tasks.cache_learn.errors import empty_errors, measure_errors
 from tasks.cache_learn.forecast import Reference, fit, run_plan
 from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.router import train_router
+from tasks.cache_learn.table import interpolate_errors
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import build
 from tasks.core.recipe import CachePlan, Recipe

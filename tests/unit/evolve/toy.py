@@ -76,6 +76,7 @@ def write_errors(folder, sublayers) -> None:
     gap = np.subtract.outer(np.arange(10), np.arange(10)).T.astype(float)
     errors = np.where(gap >= 0, 0.01 * gap, np.nan)[None] * np.arange(1, len(sublayers) + 1)[:, None, None]
     np.save(folder / "errors.npy", errors)
+    np.save(folder / "products.npy", np.exp(-gap**2 / 50)[None].repeat(len(sublayers), axis=0))
     write_json(folder / "grid.json", {"timesteps": grid, "sublayers": sublayers, "growth": [1.0] * 10, "forecast": "none"})
     write_json(folder / "plan.json", {"timesteps": [99, 74, 49, 24]})
 
