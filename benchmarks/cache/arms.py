@@ -38,7 +38,7 @@ PLANS = (
     Arm(name="errors_ungrown", make="errors", strength="budget", values=BUDGETS,
         fixed={**TABLE, "forecast": "learned", "grown": False}, nfes=NFES[:1]),
     Arm(name="refined_sublayers", make="refined", strength="budget", values=BUDGETS,
-        fixed={"unit": "sublayer", "learned": True}, nfes=NFES[:1]),
+        fixed={"unit": "sublayer", "learned": True}, teachers=(DIT,), nfes=NFES[:1]),
     Arm(name="router", make="router", strength="budget", values=HALVES, fixed={"max_masks": 4}),
 )
 RULES = (
