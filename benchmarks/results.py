@@ -43,12 +43,16 @@ def replace(results: Path, gone: Callable[[Mapping], bool], rows: Iterable[Mappi
 def kept(path: Path, draw: Callable[[], np.ndarray]) -> np.ndarray:
     """draw(), or what an earlier run left at `path`, an .npy."""
     if not path.exists():
-        found = draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, found)
-        partial.rename(path)
+        put(path, draw())
     return np.load(path)
+
+
+def put(path: Path, array: np.ndarray) -> None:
+    """In the place of what is there, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, array)
+    partial.replace(path)
 
 
 @contextlib.contextmanager

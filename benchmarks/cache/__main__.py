@@ -21,11 +21,11 @@ from benchmarks.cache.arms import (
     OURS,
     PLANS,
     TEACHERS,
-    TIMED,
     Cell,
     break_even,
     cells,
     finalists,
+    timed,
     trained,
 )
 from benchmarks.cache.compare import distances, nearer
@@ -68,7 +68,7 @@ class Study:
         """What is measured together and is not there yet."""
         due = [cell for cell in chosen if not self.has(cell, DONE_BY[part])]
         if part == "speed":
-            return study.groups([cell for cell in due if cell.solver == TIMED])
+            return study.groups(due)
         return [[cell] for cell in due]
 
     def run(self, part: str, chosen: list[Cell]) -> None:
@@ -166,7 +166,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def wanted(asked: argparse.Namespace, sizes: Sizes, part: str) -> list[Cell]:
     """Of the part, those asked for; a trial takes the fewer steps alone."""
-    there = {"break_even": break_even, "router": trained, "finalists": finalists}
+    there = {"break_even": break_even, "router": trained, "finalists": finalists, "speed": timed}
     return [cell for cell in there.get(part, cells)() if cell.nfe <= max(sizes.nfes) and asked.arm in (None, cell.arm.name)
             and asked.teacher in (None, cell.teacher) and asked.setting in (None, cell.setting)]
 

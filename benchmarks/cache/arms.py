@@ -132,3 +132,9 @@ def trained() -> list[Cell]:
 def finalists() -> list[Cell]:
     """Ours at the strengths whose quality is claimed."""
     return [cell for cell in cells() if (cell.teacher, cell.arm.name, cell.value) == (DIT, OURS, FINALISTS[cell.nfe])]
+
+
+def timed() -> list[Cell]:
+    """Whose speed is measured: ours, and opponents at the fewer steps."""
+    return [cell for cell in cells() if cell.solver == TIMED
+            and (cell.arm.name == OURS or cell.arm in OPPONENTS and cell.nfe == NFES[0])]

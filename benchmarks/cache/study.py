@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import results
 from benchmarks.cache import rules
 from benchmarks.cache.arms import CONVERGED, SUBLAYERS, Cell
 from benchmarks.cache.lab import BATCH, NOISE, Lab, sampled_features, trained_router, uniform
@@ -105,7 +106,7 @@ def straying(cell: Cell, lab: Lab) -> dict[str, float]:
     run, pairs = opened(cell, lab), lab.sizes.pairs
     with counted_calls(run.layers) as calls:
         found = sampled_features(lab, run.predict, run.recipe, pairs, f"{lab.name} {cell.variant}")
-    kept_features(lab, features_path(cell, pairs), lambda: found)
+    results.put(lab.folder / "features" / f"{features_path(cell, pairs)}.npy", found)
     shares = lab.meter.shares(calls, -(-pairs // BATCH) * cell.nfe)
     return {"removed_share": 1 - shares["computed_share"], "macs_share": shares["macs_share"],
             "fidelity": quality.paired_distance(found, lab.uncached(cell.solver, cell.nfe)) / lab.unit,
