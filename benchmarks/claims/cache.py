@@ -82,14 +82,14 @@ def speed_of_skipped_work(root: Path) -> Outcome:
 
 @claim("cache")
 def list_never_seen(root: Path) -> Outcome:
-    """At 50 steps, of which the error table knows 20: distance of the best plan that it and rules propose, over the nearer
-    of those trained for the list: ours, searched and trained, and the router's."""
+    """At 50 steps, of which the error table knows 20: distance of the plan that the table has by itself, weights included, over
+    the nearer of those trained for the list: ours, searched and trained, and the router's."""
     fidelity = of_cells(root, "fidelity")
     ratios = []
     for cell in cells():
-        if (cell.teacher, cell.nfe, cell.arm.name) == (DIT, 50, "table"):
+        if (cell.teacher, cell.nfe, cell.arm.name) == (DIT, 50, "errors"):
             rivals = [name for name in (OURS, "router") if cell.value in arms.arm(name).values]
-            trained = [fidelity.get((DIT, cell.variant.replace("/table/", f"/{name}/"))) for name in rivals]
+            trained = [fidelity.get((DIT, cell.variant.replace("/errors/", f"/{name}/"))) for name in rivals]
             found = [fidelity.get((DIT, cell.variant)), *trained]
             ratios.append(None if None in found else found[0] / min(trained))
     return at_most(1.1, ratios if None not in ratios else [], "x")

@@ -122,7 +122,7 @@ def test_claims_of_caches_hold_where_all_is_good(tmp_path):
     (OURS, "speedup_openvino", 1.34, "speed_of_skipped_work"),
     (OURS, "fidelity", 1.51, "half_of_fewer_steps"),
     (OURS, "loss_upper95", 0.051, "quality_of_finalists"),
-    ("table", "fidelity", 1.11, "list_never_seen"),
+    ("errors", "fidelity", 1.11, "list_never_seen"),
     ("router", "router_s", 91.0, "router_time"),
     (OURS, "seconds", 20_000.0, "study_time"),
 ])
