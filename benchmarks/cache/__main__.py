@@ -18,8 +18,8 @@ from benchmarks.cache import study
 from benchmarks.cache.arms import (
     ARMS,
     CONVERGED,
+    OPPONENTS,
     OURS,
-    PLANS,
     TEACHERS,
     Cell,
     break_even,
@@ -115,7 +115,7 @@ class Study:
 
     def compare(self) -> None:
         """Made anew for every teacher and setting whose samples lie in the work folder; those of another machine are kept."""
-        measured = [cell for cell in cells() if self.has(cell, "fidelity")]
+        measured = [cell for cell in cells() if (cell.arm.name == OURS or cell.arm in OPPONENTS) and self.has(cell, "fidelity")]
         for teacher, setting in dict.fromkeys((cell.teacher, cell.setting) for cell in measured):
             group = [cell for cell in measured if (cell.teacher, cell.setting) == (teacher, setting)]
             missing = [cell for cell in group if not self.path(cell).exists()]
@@ -132,7 +132,7 @@ class Study:
         base = lab.uncached(group[0].solver, group[0].nfe)
         points = {cell: (removed[cell.variant], distances(np.load(self.path(cell)), base) / lab.unit) for cell in group}
         ours = [points[cell] for cell in group if cell.arm.name == OURS]
-        others = {cell: points[cell] for cell in group if cell.arm not in PLANS}
+        others = {cell: points[cell] for cell in group if cell.arm in OPPONENTS}
         if not ours:
             return []
         found = nearer(ours, others, BATCH)
