@@ -29,8 +29,8 @@ class Arm:
 OURS = "refined"
 TABLE = {"unit": "trunk", "max_masks": 4}
 PLANS = (
-    Arm(name=OURS, make="refined", strength="budget", values=(0.1, 0.25, 0.35, 0.4, 0.6), fixed={"unit": "trunk", "learned": True},
-        backends=("eager", "openvino")),
+    Arm(name=OURS, make="refined", strength="budget", values=(0.1, 0.25, 0.35, 0.4, 0.6),
+        fixed={"unit": "trunk", "learned": True}, backends=("eager", "openvino")),
     Arm(name="table", make="refined", strength="budget", values=BUDGETS, fixed={"unit": "trunk", "learned": False}),
     Arm(name="errors", make="errors", strength="budget", values=BUDGETS, fixed={**TABLE, "forecast": "learned"}),
     Arm(name="errors_taylor", make="errors", strength="budget", values=BUDGETS, fixed={**TABLE, "forecast": "taylor"}),
