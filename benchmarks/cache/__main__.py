@@ -89,7 +89,8 @@ class Study:
 
     def speed(self, job: list[Cell], began: float) -> Iterator[dict]:
         numbers = study.timed(job, self.lab(job[0].teacher))
-        protocol = f"{study.machine()}; whole trajectories of {BATCH} images, in turns with the uncached run"
+        protocol = (f"{study.machine()}; whole trajectories of {BATCH} images, in turns with the uncached run, "
+                    f"{self.sizes.timed_s:g} s in all")
         for cell in job:
             seconds = {"seconds_timing": (time.monotonic() - began) / len(job)}
             yield from self.rows(cell, numbers[cell.variant] | seconds, protocol)

@@ -65,11 +65,9 @@ def measure_growth(denoiser: Denoiser, grid: Sequence[int], noise: Tensor, label
     """Fill growth[j] = (distance of the images / distance of the states at timestep grid[j])^2 of two runs that part there.
 
     Both are DDIM's over the grid; the other one's state is off by what the step before makes of the prediction of the step
-    before that, unclipped: an error as a cache makes it. (With x0 clipped in that step, too, as it is where a cache runs, late
-    errors grow less; plans from that table were farther on one teacher and the same on the other.) Distances are means over
-    images: of squares, a few samples that turn into another image would decide. The first two, which nothing can reach, are as
-    the third. growth: (G,), G >= 3, NaN where it is to be measured; changed in place, and handed to `keep` after every entry.
-    -> growth.
+    before that, unclipped: an error as a cache makes it. Distances are means over images: of squares, a few samples that turn
+    into another image would decide. The first two, which nothing can reach, are as the third. growth: (G,), G >= 3, NaN where
+    it is to be measured; changed in place, and handed to `keep` after every entry. -> growth.
     """
     steps, clip = solver_steps(denoiser.schedule.config, tuple(grid), "ddim"), clip_bound(denoiser.schedule.config)
     predict, predictions = network(denoiser), []
