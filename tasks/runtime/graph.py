@@ -12,7 +12,7 @@ import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,31 +215,51 @@ class GraphPredictor:
                       "INFERENCE_PRECISION_HINT": self.index["inference_precision"], **config}
         self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["forms"]))]
         self.requests = [compiled.create_infer_request() for compiled in self.compiled]
+        self.given = [Given(request, form, self.index["labelled"])
+                      for request, form in zip(self.requests, self.index["forms"], strict=True)]
         self.kept = Kept(self.index["sums"])
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
-        import openvino as ov
         if len(x) != self.batch:
             raise ValueError(f"graph: opened for a batch of {self.batch}, got {len(x)}")
         steps = self.index["steps"]
         if steps is not None and not 0 <= step < len(steps):
             raise ValueError(f"graph: step {step} is not between 0 and {len(steps) - 1}, the last of the cache plan")
-        form, request = (found[steps[step] if steps else 0] for found in (self.index["forms"], self.requests))
+        place = steps[step] if steps else 0
+        form, request, given = (found[place] for found in (self.index["forms"], self.requests, self.given))
         if step == 0:
             self.kept.reset()
-        given = [x.float(), t.expand(self.batch), *([labels] if self.index["labelled"] else [])]
-        arrays = [tensor.contiguous().numpy() for tensor in given]  # a name, so that they outlive the request's run
         tensors, weights = self.kept.read(form["skipped"], step)
-        if weights and form["summed"]:
-            arrays.append(np.array(weights, np.float32))
-        inputs = [ov.Tensor(array, shared_memory=True) for array in arrays]
-        for i, tensor in enumerate([*inputs[: len(given)], *tensors, *inputs[len(given):]]):
-            request.set_input_tensor(i, tensor)
+        given.write(x.float(), t, labels, tensors, weights)
         for i, name in enumerate(form["kept"], start=1):
             request.set_output_tensor(i, self.kept.write(name, step, request.get_output_tensor(i)))
         request.infer()
         self.kept.release(step)
-        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+        return torch.from_numpy(given.prediction.copy())
+
+
+class Given:
+    """What a request reads and writes, bound to it once: a step that skips all blocks takes no longer than to bind it anew."""
+
+    def __init__(self, request, form: Mapping, labelled: bool):
+        """form: of `graph.json`."""
+        self.request, places = request, list(range(len(request.model_inputs)))
+        last = places.pop() if form["skipped"] and form["summed"] else None
+        own = 3 if labelled else 2
+        self.own = [request.get_input_tensor(i).data for i in places[:own]]
+        self.weights = None if last is None else request.get_input_tensor(last).data
+        self.reused = dict.fromkeys(places[own:])  # place -> tensor that another step's request wrote
+        self.prediction = request.get_output_tensor(0).data
+
+    def write(self, x: Tensor, t: Tensor, labels: Tensor | None, reused: Sequence, weights: Sequence[float]) -> None:
+        for array, tensor in zip(self.own, (x, t, labels), strict=False):
+            array[...] = tensor.numpy()
+        if self.weights is not None:
+            self.weights[...] = weights
+        for place, tensor in zip(self.reused, reused, strict=True):
+            if self.reused[place] is not tensor:
+                self.request.set_input_tensor(place, tensor)
+                self.reused[place] = tensor
 
 
 class Kept:
