@@ -115,6 +115,21 @@ class Denoiser:
                 below = resnet
         return found
 
+    def conditioning(self) -> dict[str, tuple[str, ...]]:
+        """Modules whose output timestep and label alone decide, together with the weights of these layers: path -> layers."""
+        if self.architecture == "dit":
+            norms = [f"transformer_blocks.{i}.norm1" for i in range(len(self.model.transformer_blocks))]
+            embedders = {norm: self.layers_in(f"{norm}.emb") for norm in norms}
+            found = {f"{norm}.emb": layers for norm, layers in embedders.items()}
+            found |= {f"{norm}.linear": (*layers, f"{norm}.linear") for norm, layers in embedders.items()}
+            return found | {"proj_out_1": (*embedders[norms[0]], "proj_out_1")}
+        embedder = self.layers_in("time_embedding")
+        projections = [name for name in self.prunable_layers() if name.endswith(".time_emb_proj")]
+        return {"time_embedding": embedder} | {name: (*embedder, name) for name in projections}
+
+    def layers_in(self, module: str) -> tuple[str, ...]:
+        return tuple(name for name in self.prunable_layers() if name.startswith(f"{module}."))
+
     def prunable_layers(self) -> dict[str, nn.Module]:
         """Every Linear and Conv2d by module path."""
         return {name: m for name, m in self.model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}

@@ -31,6 +31,7 @@ from tasks.core.sampler import (
     trajectory,
 )
 from tasks.data.features import load_feature_net
+from tasks.evolve.conditioning import remembered
 from tasks.evolve.prefix import Predictions, shared
 from tasks.runtime.cache import remove_cache
 from tasks.runtime.integer import INTEGER, available
@@ -38,6 +39,7 @@ from tasks.runtime.precision import SIMULATED, Kinds, Ranges, apply_precision, c
 from tasks.runtime.solver import Predict, solver_steps
 
 UNIT_STEPS = (50, 100)
+CONDITIONS = 64 << 20  # bytes of what is remembered of timesteps and labels
 # ("teacher" | "student", recipe) or (.., .., first image, number of images) -> (images, D) features, float64
 Sampler = Callable[[tuple], np.ndarray]
 
@@ -81,13 +83,16 @@ class Evaluator:
         self.weights, self.ranges, self.net, self.protocol = weights, ranges, net, protocol
         self.kinds = INTEGER if available() else SIMULATED
         self.predictions = Predictions(protocol.prefix_mb << 20)
+        self.parts = {name: denoiser.conditioning() for name, denoiser in weights.items()}
+        self.conditions = Predictions(CONDITIONS)
 
     def __call__(self, item: tuple) -> np.ndarray:
         name, recipe, first, n = item if len(item) == 4 else (*item, 0, self.protocol.images)
         denoiser, protocol = self.weights[name], self.protocol
         steps = solver_steps(denoiser.schedule.config, recipe.timesteps, recipe.solver)
         head = digest([name, recipe.precision])
-        with live(denoiser, recipe, self.ranges[name], self.kinds) as predict:
+        with (live(denoiser, recipe, self.ranges[name], self.kinds) as predict,
+              remembered(predict, denoiser.model, self.parts[name], name, recipe.precision, self.conditions) as predict):
             predict = shared(predict, self.predictions, head, steps, recipe.cache, first // protocol.chunk)
             chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, protocol.seed,
                                       denoiser.num_classes, protocol.chunk, first)

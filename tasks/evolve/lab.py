@@ -19,11 +19,12 @@ from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.core.serial import Failed, Known
 from tasks.data import features
-from tasks.evolve import fitness, prefix
+from tasks.evolve import conditioning, fitness, prefix
 from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, reference_items
 from tasks.runtime import cache, integer, precision, solver
 
-CODE = (denoiser, quality, sampler, features, fitness, prefix, cache, integer, precision, solver)  # of an evaluation
+# of an evaluation
+CODE = (denoiser, quality, sampler, features, fitness, conditioning, prefix, cache, integer, precision, solver)
 SYNC_S = 1.0  # between two syncs of the log
 
 
