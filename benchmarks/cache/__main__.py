@@ -25,18 +25,19 @@ from benchmarks.cache.arms import (
     break_even,
     cells,
     finalists,
+    further,
     timed,
     trained,
 )
-from benchmarks.cache.compare import distances, nearer
-from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, open_lab
+from benchmarks.cache.compare import distances, left_open, nearer
+from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, first_pairs, further_pairs, open_lab
 from benchmarks.cache.plot import draw
 from benchmarks.environment import Environment
 
 HOME, WORK = Path(__file__).parent, Path("runs/cache")
-PARTS = ("fidelity", "finalists", "break_even", "router", "speed")
-DONE_BY = {"fidelity": "fidelity", "finalists": "loss", "break_even": "converged_distance", "router": "router_s",
-           "speed": "speedup_eager"}  # the metric that says a cell has had it
+PARTS = ("fidelity", "further", "finalists", "break_even", "router", "speed")
+DONE_BY = {"fidelity": "fidelity", "further": "fidelity_further", "finalists": "loss", "break_even": "converged_distance",
+           "router": "router_s", "speed": "speedup_eager"}  # the metric that says a cell has had it
 
 
 class Study:
@@ -87,6 +88,12 @@ class Study:
         protocol = f"{self.sizes.pairs} pairs, batch {BATCH}, eager fp32, report net"
         yield from self.rows(cell, numbers | {"seconds": time.monotonic() - began}, protocol)
 
+    def further(self, job: list[Cell], began: float) -> Iterator[dict]:
+        cell, = job
+        numbers = study.straying_further(cell, self.lab(cell.teacher))
+        protocol = f"{self.sizes.further} other pairs, batch {BATCH}, eager fp32, report net"
+        yield from self.rows(cell, numbers | {"seconds_further": time.monotonic() - began}, protocol)
+
     def speed(self, job: list[Cell], began: float) -> Iterator[dict]:
         numbers = study.timed(job, self.lab(job[0].teacher))
         protocol = (f"{study.machine()}; whole trajectories of {BATCH} images, in turns with the uncached run, "
@@ -116,38 +123,45 @@ class Study:
 
     def compare(self) -> None:
         """Made anew for every teacher and setting whose samples lie in the work folder; those of another machine are kept."""
-        measured = [cell for cell in cells() if (cell.arm.name == OURS or cell.arm in OPPONENTS) and self.has(cell, "fidelity")]
+        self.compare_by(first_pairs(self.sizes), "fidelity", "behind")
+        self.compare_by(further_pairs(self.sizes), "fidelity_further", "behind_further")
+
+    def compare_by(self, pairs: range, measure: str, metric: str) -> None:
+        """measure: the metric that says that these pairs were sampled. metric: what the comparison's rows are called."""
+        measured = [cell for cell in cells() if (cell.arm.name == OURS or cell.arm in OPPONENTS) and self.has(cell, measure)]
         for teacher, setting in dict.fromkeys((cell.teacher, cell.setting) for cell in measured):
             group = [cell for cell in measured if (cell.teacher, cell.setting) == (teacher, setting)]
-            missing = [cell for cell in group if not self.path(cell).exists()]
+            missing = [cell for cell in group if not self.path(cell, pairs).exists()]
             if missing:
                 print(f"{teacher} {setting}: the samples of {len(missing)} cells are not here; its comparison stays as it was")
             else:
-                found = self.compared(group, self.lab(teacher))
-                results.replace(self.results, partial(is_comparison, teacher, setting), found)
+                found = self.compared(group, self.lab(teacher), pairs, metric)
+                results.replace(self.results, partial(is_comparison, metric, teacher, setting), found)
 
-    def compared(self, group: list[Cell], lab: Lab) -> list[dict]:
+    def compared(self, group: list[Cell], lab: Lab, pairs: range, metric: str) -> list[dict]:
         """Rows of one setting; none before ours is measured."""
         removed = {row["variant"]: float(row["value"]) for row in results.read(self.results)
                    if row["teacher"] == lab.name and row["metric"] == "removed_share"}
-        base = lab.uncached(group[0].solver, group[0].nfe)
-        points = {cell: (removed[cell.variant], distances(np.load(self.path(cell)), base) / lab.unit) for cell in group}
+        base = lab.uncached(group[0].solver, group[0].nfe, pairs)
+        points = {cell: (removed[cell.variant], distances(np.load(self.path(cell, pairs)), base) / lab.unit) for cell in group}
         ours = [points[cell] for cell in group if cell.arm.name == OURS]
         others = {cell: points[cell] for cell in group if cell.arm in OPPONENTS}
         if not ours:
             return []
         found = nearer(ours, others, BATCH)
-        protocol = (f"against {OURS} at the same removed share, {self.sizes.pairs} pairs, batches as clusters, Holm over "
+        protocol = (f"against {OURS} at the same removed share, {len(pairs)} pairs, batches as clusters, Holm over "
                     f"{len(found)} cells; {len(others) - len(found)} remove next to nothing or more than any of ours")
-        return [row for cell, numbers in found.items() for row in self.rows(cell, numbers, protocol)]
+        return [row for cell, (behind, p) in found.items()
+                for row in self.rows(cell, {metric: behind, f"{metric}_p_holm": p}, protocol)]
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, cell: Cell, pairs: range) -> Path:
         """Of the features of its samples."""
-        return self.work / cell.teacher / "features" / f"{study.features_path(cell, self.sizes.pairs)}.npy"
+        return self.work / cell.teacher / "features" / f"{study.features_path(cell, pairs)}.npy"
 
 
-def is_comparison(teacher: str, setting: str, row: Mapping) -> bool:
-    return row["metric"].startswith("behind") and row["teacher"] == teacher and row["variant"].startswith(f"{setting}/")
+def is_comparison(metric: str, teacher: str, setting: str, row: Mapping) -> bool:
+    return (row["metric"] in (metric, f"{metric}_p_holm") and row["teacher"] == teacher
+            and row["variant"].startswith(f"{setting}/"))
 
 
 MEASURES: dict[str, Callable[[Study, list[Cell], float], Iterator[dict]]] = {part: getattr(Study, part) for part in PARTS}
@@ -165,10 +179,11 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def wanted(asked: argparse.Namespace, sizes: Sizes, part: str) -> list[Cell]:
+def wanted(asked: argparse.Namespace, work: Study, part: str) -> list[Cell]:
     """Of the part, those asked for; a trial takes the fewer steps alone."""
-    there = {"break_even": break_even, "router": trained, "finalists": finalists, "speed": timed}
-    return [cell for cell in there.get(part, cells)() if cell.nfe <= max(sizes.nfes) and asked.arm in (None, cell.arm.name)
+    there = {"fidelity": cells, "further": lambda: further(left_open(results.read(work.results))),
+             "break_even": break_even, "router": trained, "finalists": finalists, "speed": timed}
+    return [cell for cell in there[part]() if cell.nfe <= max(work.sizes.nfes) and asked.arm in (None, cell.arm.name)
             and asked.teacher in (None, cell.teacher) and asked.setting in (None, cell.setting)]
 
 
@@ -179,13 +194,15 @@ def carry_out(asked: argparse.Namespace) -> None:
         return
     if asked.list:
         for part in parts:
-            for job in work.jobs(part, wanted(asked, work.sizes, part)):
+            for job in work.jobs(part, wanted(asked, work, part)):
                 print(part, job[0].teacher, *(cell.variant for cell in job))
         return
     if asked.command == "run":
         Environment("cache").enter(sys.argv[1:])
         for part in parts:
-            work.run(part, wanted(asked, work.sizes, part))
+            if part == "further":
+                work.compare()  # which says what is left open
+            work.run(part, wanted(asked, work, part))
     work.compare()
 
 

@@ -1,6 +1,6 @@
 """The arms of the study: who skips what, and how strongly. Tables of arguments, no code of their own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 TEACHERS = ("mnist_dit", "mnist_unet")
@@ -122,6 +122,22 @@ def break_even() -> list[Cell]:
     """DPM-Solver++ at few steps, a quarter of its work saved by our cache, or by taking that many steps fewer."""
     return [Cell(teacher=DIT, solver="dpm2m", nfe=nfe, arm=arm(name), value=SAVED)
             for nfe in FEWEST for name in (OURS, "fewer_steps")]
+
+
+UNSEEN = ("errors", OURS, "router")  # what the table has for a list that it never saw, and what is trained for this list
+
+
+def unseen() -> list[Cell]:
+    """At the more steps."""
+    return [cell for cell in cells() if (cell.teacher, cell.nfe) == (DIT, NFES[1]) and cell.arm.name in UNSEEN]
+
+
+def further(left_open: Collection[tuple[str, str]]) -> list[Cell]:
+    """What is judged again by other pairs, more of them: `unseen`, and opponents that the first pairs leave open, (teacher,
+    variant), with ours under the same settings."""
+    settings = {(teacher, variant.split("/")[0]) for teacher, variant in left_open}
+    return list(dict.fromkeys([*unseen(), *(cell for cell in cells() if (cell.teacher, cell.variant) in left_open
+                                            or cell.arm.name == OURS and (cell.teacher, cell.setting) in settings)]))
 
 
 def trained() -> list[Cell]:

@@ -1,13 +1,14 @@
 """Ours against every opponent at equal sublayer evaluations: paired distances, interpolated along our curve. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from tasks.core.quality import Difference, holm
 
-LEAST = 0.02  # removed share below which a cell saves nothing that could be compared
+LEAST = 0.02      # removed share below which a cell saves nothing that could be compared
+DECIDED = 0.025   # p-value below which ours is nearer: an opponent has two chances, the first pairs and further ones
 
 
 def distances(found: np.ndarray, uncached: np.ndarray) -> np.ndarray:
@@ -31,18 +32,23 @@ def at_share(curve: Sequence[tuple[float, np.ndarray]], removed: float) -> np.nd
 
 
 def nearer(curve: Sequence[tuple[float, np.ndarray]], opponents: Mapping[str, tuple[float, np.ndarray]],
-           batch: int) -> dict[str, dict[str, float]]:
+           batch: int) -> dict[str, tuple[float, float]]:
     """curve: ours; opponents: name -> (removed share, (N,) distances), all of the same pairs under one setting. batch: pairs
     that were sampled together.
 
-    -> name -> behind: mean distance of the opponent less ours at its share, in the distances' unit; behind_p_holm: p-value of
-    "ours is as far or farther", adjusted for the number of opponents. Left out: who removes next to nothing, or more than
-    any of ours.
+    -> name -> mean distance of the opponent less ours at its share, in the distances' unit; p-value of "ours is as far or
+    farther", Holm's, for the number of opponents. Left out: who removes next to nothing, or more than any of ours.
     """
     ours = {name: at_share(curve, removed) for name, (removed, _) in opponents.items() if removed >= LEAST}
     differences = {name: paired(found - opponents[name][1], batch) for name, found in ours.items() if found is not None}
     adjusted = holm({name: p_not_nearer(d, clusters=-(-len(curve[0][1]) // batch)) for name, d in differences.items()})
-    return {name: {"behind": -d.estimate, "behind_p_holm": adjusted[name]} for name, d in differences.items()}
+    return {name: (-d.estimate, adjusted[name]) for name, d in differences.items()}
+
+
+def left_open(rows: Iterable[Mapping]) -> set[tuple[str, str]]:
+    """rows: of results.csv. -> (teacher, variant) of opponents that the first pairs do not show ours to be nearer than."""
+    return {(row["teacher"], row["variant"]) for row in rows
+            if row["metric"] == "behind_p_holm" and float(row["value"]) >= DECIDED}
 
 
 def paired(difference: np.ndarray, batch: int) -> Difference:

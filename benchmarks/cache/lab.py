@@ -40,6 +40,7 @@ class Sizes:
     """What is small in a trial run. scale: of params.yaml's cache_learn, which our tables and routers are made with."""
 
     pairs: int        # samples of every cell, judged in pairs with the uncached run's
+    further: int      # the same, others, of cells that these leave open
     finalists: int    # samples of cells whose quality is claimed
     timed_s: float    # seconds of timing of one arm under one setting, all its strengths together
     repeats: int      # of each of its trajectories, at least
@@ -47,8 +48,8 @@ class Sizes:
     nfes: tuple[int, ...]
 
 
-FULL = Sizes(pairs=100, finalists=10_000, timed_s=15, repeats=5, scale="full", nfes=NFES)
-FEW = Sizes(pairs=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
+FULL = Sizes(pairs=100, further=400, finalists=10_000, timed_s=15, repeats=5, scale="full", nfes=NFES)
+FEW = Sizes(pairs=16, further=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +98,15 @@ class Lab:
             write_json(path, asdict(refined_plan(self, recipe, how, key)))
         return CachePlan.from_json(read_json(path))
 
-    def uncached(self, solver: str, nfe: int) -> np.ndarray:
-        """(pairs, 64) features of the uncached run."""
+    def uncached(self, solver: str, nfe: int, samples: range) -> np.ndarray:
+        """(len(samples), 64) features of the uncached run."""
         recipe = uniform(self.teacher, solver, nfe)
-        return kept_features(self, f"uncached-{solver}{nfe}-{self.sizes.pairs}", lambda: sampled_features(
-            self, network(self.teacher), recipe, self.sizes.pairs, f"{self.name} {solver}{nfe}/uncached"))
+        return kept_features(self, f"uncached-{solver}{nfe}-{span(samples)}", lambda: sampled_features(
+            self, network(self.teacher), recipe, samples, f"{self.name} {solver}{nfe}/uncached"))
 
     @cached_property
     def unit(self) -> float:
-        return paired_distance(*(self.uncached("ddim", steps) for steps in UNIT))
+        return paired_distance(*(self.uncached("ddim", steps, first_pairs(self.sizes)) for steps in UNIT))
 
     def strata(self, n: int) -> np.ndarray | None:
         """Labels (n,) of samples 0 .. n - 1; None from a teacher without classes."""
@@ -126,10 +127,27 @@ def uniform(denoiser: Denoiser, solver: str, nfe: int) -> Recipe:
     return Recipe(timesteps=spaced_timesteps(denoiser.schedule, nfe), solver=solver)
 
 
-def sampled_features(lab: Lab, predict: Predict, recipe: Recipe, n: int, label: str) -> np.ndarray:
-    """(n, 64) of the report net, of samples 0 .. n - 1."""
-    teacher = lab.teacher
-    chunks = sample_in_chunks(predict, teacher.schedule, recipe, teacher.sample_shape, n, NOISE, teacher.num_classes, BATCH)
+def first_pairs(sizes: Sizes) -> range:
+    """The samples by which every cell is judged."""
+    return range(sizes.pairs)
+
+
+def further_pairs(sizes: Sizes) -> range:
+    """Others, from the next whole batch on."""
+    first = -(-sizes.pairs // BATCH) * BATCH
+    return range(first, first + sizes.further)
+
+
+def span(samples: range) -> str:
+    """In names of files."""
+    return f"{samples.start}-{samples.stop}" if samples.start else f"{samples.stop}"
+
+
+def sampled_features(lab: Lab, predict: Predict, recipe: Recipe, samples: range, label: str) -> np.ndarray:
+    """(len(samples), 64) of the report net."""
+    teacher, n = lab.teacher, len(samples)
+    chunks = sample_in_chunks(predict, teacher.schedule, recipe, teacher.sample_shape, n, NOISE, teacher.num_classes, BATCH,
+                              samples.start)
     return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks import results
 from benchmarks.cache import rules
 from benchmarks.cache.arms import CONVERGED, SUBLAYERS, Cell
-from benchmarks.cache.lab import BATCH, NOISE, Lab, sampled_features, trained_router, uniform
+from benchmarks.cache.lab import BATCH, NOISE, Lab, first_pairs, further_pairs, sampled_features, span, trained_router, uniform
 from benchmarks.cache.packages import PACKAGES
 from benchmarks.cache.work import counted_calls
 from benchmarks.sparsity.lab import kept_features
@@ -97,20 +97,33 @@ def opened(cell: Cell, lab: Lab) -> Run:
 
 # ---- what comes out, and for how much work ----
 
-def features_path(cell: Cell, samples: int) -> str:
-    return f"{cell.variant.replace('/', '-')}-{samples}"
+def features_path(cell: Cell, samples: range) -> str:
+    return f"{cell.variant.replace('/', '-')}-{span(samples)}"
+
+
+def drawn(cell: Cell, lab: Lab, run: Run, samples: range) -> np.ndarray:
+    """(len(samples), 64) features, in the place of any that were kept."""
+    found = sampled_features(lab, run.predict, run.recipe, samples, f"{lab.name} {cell.variant}")
+    results.put(lab.folder / "features" / f"{features_path(cell, samples)}.npy", found)
+    return found
 
 
 def straying(cell: Cell, lab: Lab) -> dict[str, float]:
     """removed_share, macs_share, fidelity to the uncached run of the same solver and steps, FID of so few samples."""
-    run, pairs = opened(cell, lab), lab.sizes.pairs
+    run, pairs = opened(cell, lab), first_pairs(lab.sizes)
     with counted_calls(run.layers) as calls:
-        found = sampled_features(lab, run.predict, run.recipe, pairs, f"{lab.name} {cell.variant}")
-    results.put(lab.folder / "features" / f"{features_path(cell, pairs)}.npy", found)
-    shares = lab.meter.shares(calls, -(-pairs // BATCH) * cell.nfe)
+        found = drawn(cell, lab, run, pairs)
+    shares = lab.meter.shares(calls, -(-len(pairs) // BATCH) * cell.nfe)
     return {"removed_share": 1 - shares["computed_share"], "macs_share": shares["macs_share"],
-            "fidelity": quality.paired_distance(found, lab.uncached(cell.solver, cell.nfe)) / lab.unit,
-            quality.fid_name(pairs): quality.fid(found, lab.judge.reference)}
+            "fidelity": quality.paired_distance(found, lab.uncached(cell.solver, cell.nfe, pairs)) / lab.unit,
+            quality.fid_name(len(pairs)): quality.fid(found, lab.judge.reference)}
+
+
+def straying_further(cell: Cell, lab: Lab) -> dict[str, float]:
+    """fidelity_further: of pairs that had no say in what was chosen to be judged by them."""
+    pairs = further_pairs(lab.sizes)
+    found = drawn(cell, lab, opened(cell, lab), pairs)
+    return {"fidelity_further": quality.paired_distance(found, lab.uncached(cell.solver, cell.nfe, pairs)) / lab.unit}
 
 
 def judged(cell: Cell, lab: Lab) -> dict[str, float]:
@@ -125,18 +138,18 @@ def judged(cell: Cell, lab: Lab) -> dict[str, float]:
 
 def many(lab: Lab, cell: Cell, n: int) -> np.ndarray:
     recipe = recipe_of(cell, lab)
-    return kept_features(lab, f"{features_path(cell, n)}-many", lambda: sampled_features(
-        lab, live_graph(lab.teacher, recipe, BATCH), recipe, n, f"{lab.name} {cell.variant}"))
+    return kept_features(lab, f"{features_path(cell, range(n))}-many", lambda: sampled_features(
+        lab, live_graph(lab.teacher, recipe, BATCH), recipe, range(n), f"{lab.name} {cell.variant}"))
 
 
 def to_converged(cell: Cell, lab: Lab) -> dict[str, float]:
     """Distance to the images that DPM-Solver++ ends at, and what the way there costs, in evaluations of the whole network."""
-    run, pairs = opened(cell, lab), lab.sizes.pairs
+    run, pairs = opened(cell, lab), first_pairs(lab.sizes)
     with counted_calls(run.layers) as calls:
         found = sampled_features(lab, run.predict, run.recipe, pairs, f"{lab.name} {cell.variant}")
-    evaluations = lab.meter.shares(calls, -(-pairs // BATCH))["macs_share"]
-    return {"converged_evaluations": evaluations,
-            "converged_distance": quality.paired_distance(found, lab.uncached(CONVERGED.solver, CONVERGED.nfe)) / lab.unit}
+    converged = lab.uncached(CONVERGED.solver, CONVERGED.nfe, pairs)
+    return {"converged_evaluations": lab.meter.shares(calls, -(-len(pairs) // BATCH))["macs_share"],
+            "converged_distance": quality.paired_distance(found, converged) / lab.unit}
 
 
 # ---- speed ----

@@ -13,8 +13,9 @@ import torch
 
 from benchmarks import results
 from benchmarks.cache import plot, rules
-from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, PLANS, RULES, SAVED, break_even, cells, finalists
-from benchmarks.cache.compare import at_share, distances, nearer, paired
+from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, PLANS, RULES, SAVED, break_even, cells, finalists, further, unseen
+from benchmarks.cache.compare import at_share, distances, left_open, nearer, paired
+from benchmarks.cache.lab import FULL, first_pairs, further_pairs
 from benchmarks.cache.work import Meter, counted_calls
 from benchmarks.environment import Environment
 from tasks.cache_learn.baselines import time_threshold
@@ -147,9 +148,9 @@ def test_opponents_are_compared_at_their_own_share_and_adjusted_together():
     found = nearer(ours, {"far": (0.2, 4 + 0.3 * rng.normal(size=400)), "near": (0.4, 3 + 0.3 * rng.normal(size=400)),
                           "same": (0.5, ours[1][1]), "idle": (0.0, np.zeros(400)), "beyond": (0.6, noise)}, 8)
     assert found.keys() == {"far", "near", "same"}
-    assert found["far"]["behind"] == pytest.approx(2, abs=0.1) and found["far"]["behind_p_holm"] < 1e-6
-    assert found["near"]["behind"] == pytest.approx(-1, abs=0.1) and found["near"]["behind_p_holm"] == 1
-    assert found["same"] == {"behind": 0, "behind_p_holm": 1}
+    assert found["far"] == (pytest.approx(2, abs=0.1), pytest.approx(0, abs=1e-6))
+    assert found["near"] == (pytest.approx(-1, abs=0.1), 1)
+    assert found["same"] == (0, 1)
 
 
 def test_more_opponents_make_the_same_lead_worth_less():
@@ -157,7 +158,21 @@ def test_more_opponents_make_the_same_lead_worth_less():
     ours = [(0.5, np.zeros(100))]
     close = (0.5, 0.2 + rng.normal(size=100))
     alone, many = nearer(ours, {"a": close}, 4), nearer(ours, dict.fromkeys("abcde", close), 4)
-    assert many["a"]["behind_p_holm"] == pytest.approx(min(1, 5 * alone["a"]["behind_p_holm"]))
+    assert many["a"][1] == pytest.approx(min(1, 5 * alone["a"][1]))
+
+
+def test_what_the_first_pairs_leave_open_is_judged_again_beside_ours():
+    found = (("0.5", "behind_p_holm", "0.03"), ("0.24", "behind_p_holm", "0.02"), ("0.12", "behind", "1"))
+    rows = [{"teacher": DIT, "variant": f"ddim20/mag/{value}", "metric": metric, "value": p} for value, metric, p in found]
+    assert left_open(rows) == {(DIT, "ddim20/mag/0.5")}
+    found = further(left_open(rows))
+    assert [cell.variant for cell in found if cell.nfe == 20] == [*(f"ddim20/refined/{value:g}" for value in PLANS[0].values),
+                                                                  "ddim20/mag/0.5"]
+    assert set(unseen()) <= set(found) and len(set(found)) == len(found)
+
+
+def test_further_pairs_begin_with_a_batch_of_their_own():
+    assert first_pairs(FULL) == range(100) and further_pairs(FULL) == range(104, 504)
 
 
 def test_pairs_of_one_batch_count_as_one():
