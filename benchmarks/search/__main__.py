@@ -18,7 +18,7 @@ HOME, WORK = Path(__file__).parent, Path("runs/search")
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=("efficiency", "plot"))
+    parser.add_argument("command", choices=("efficiency", "bitops", "plot"))
     parser.add_argument("--few", action="store_true", help="a trial in a minute, below runs/search/few")
     parser.add_argument("--strategy", choices=STRATEGIES, help="one strategy")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="one seed")
@@ -36,6 +36,10 @@ def carry_out(asked: argparse.Namespace) -> None:
         study = efficiency.Study(sizes, work, found, asked.workers)
         study.run(STRATEGIES if asked.strategy is None else (asked.strategy,),
                   sizes.seeds if asked.seed is None else (asked.seed,))
+    if asked.command == "bitops":
+        from benchmarks.search import bitops
+        bitops.Study(bitops.FEW if asked.few else bitops.FULL, work, found, asked.workers).run()
+        return
     draw(results.read(found), found.with_name("curves.png"))
 
 

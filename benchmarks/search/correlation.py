@@ -52,14 +52,15 @@ def evenly(items: Sequence, n: int) -> list:
     return [items[i] for i in np.linspace(0, len(items) - 1, n).round().astype(int)] if n else []
 
 
-def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: torch.nn.Module, n: int, label: str) -> np.ndarray:
-    """(n, D) of samples 0 .. n - 1, through the graphs that a package would hold."""
+def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: torch.nn.Module, n: int, label: str,
+                    noise: int = NOISE) -> np.ndarray:
+    """(n, D) of samples 0 .. n - 1, through the graphs that a package would hold. noise: its seed."""
     apply_precision(denoiser.model, recipe.precision, ranges)
     try:
         predict = live_graph(denoiser, recipe, BATCH)
     finally:
         remove_precision(denoiser.model)
-    chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE, denoiser.num_classes, BATCH)
+    chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, noise, denoiser.num_classes, BATCH)
     return np.concatenate([features(net, images) for images in track(chunks, -(-n // BATCH), label)])
 
 

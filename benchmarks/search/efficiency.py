@@ -28,7 +28,7 @@ from tasks.data import stage as data_stage
 from tasks.evolve.costs import precision_menus, quantisable
 from tasks.evolve.fitness import Protocol
 from tasks.evolve.lab import open_lab
-from tasks.evolve.problem import Problem, cost_of
+from tasks.evolve.problem import Planner, Problem, cost_of
 from tasks.evolve.search import Evaluation, hypervolume, pareto_front
 from tasks.evolve.space import Candidate
 from tasks.pretrain_load.stage import TEACHERS as SHIPPED
@@ -62,17 +62,12 @@ class Study:
 
     def __init__(self, sizes: Sizes, work: Path, results_csv: Path, workers: int):
         self.sizes, self.results = sizes, results_csv
-        params = read_params(scale=sizes.scale)
-        cluster = Cluster.from_params({**params["cluster"], "address": None, "workers": workers})
-        how = stage_params(data_stage, params)
-        data = made(work / "data", lambda out: data_stage.run(how, Inputs({}, "data"), out))
-        teacher = made(work / "pretrain_load", lambda out: shutil.copytree(SHIPPED / TEACHER, out / "teacher"))
-        inputs = Inputs({"data": data, "pretrain_load": teacher}, "search", cluster)
+        inputs = open_inputs(work, sizes.scale, workers)
         protocol = Protocol(images=sizes.images, seed=20_000, chunk=sizes.images, calibration_steps=10, calibration_images=16)
         fresh = replace(protocol, images=sizes.fresh_images, seed=30_000)
         self.labs = {"search": open_lab(inputs, None, protocol, LOOKAHEAD, TIMEOUT_S),
                      "fresh": open_lab(inputs, None, fresh, LOOKAHEAD, TIMEOUT_S)}
-        self.cluster, self.problem = cluster, problem_of(denoisers.load(SHIPPED / TEACHER))
+        self.problem = problem_of(denoisers.load(SHIPPED / TEACHER), steps=STEPS, cache=(0.0,))
         self.space = self.problem.space()
 
     @functools.cached_property
@@ -117,15 +112,36 @@ class Study:
             print(f"efficiency {strategy}, seed {seed}: done; {rest} left, about {left / 60:.0f} min", flush=True)
 
 
-def problem_of(teacher: denoisers.Denoiser) -> Problem:
-    layers = tuple(c.name for c in layer_costs(teacher) if quantisable(c))
+def open_inputs(work: Path, scale: str, workers: int) -> Inputs:
+    """The shipped teacher, and the data that the feature nets come from, as a search finds them."""
+    params = read_params(scale=scale)
+    cluster = Cluster.from_params({**params["cluster"], "address": None, "workers": workers})
+    how = stage_params(data_stage, params)
+    data = made(work / "data", lambda out: data_stage.run(how, Inputs({}, "data"), out))
+    teacher = made(work / "pretrain_load", lambda out: shutil.copytree(SHIPPED / TEACHER, out / "teacher"))
+    return Inputs({"data": data, "pretrain_load": teacher}, "search", cluster)
+
+
+def layers_of(teacher: denoisers.Denoiser) -> tuple[str, ...]:
+    """Those that have bits."""
+    return tuple(c.name for c in layer_costs(teacher) if quantisable(c))
+
+
+def problem_of(teacher: denoisers.Denoiser, plan: Planner = lambda *_: None, **limits: object) -> Problem:
+    """plan, limits: of caches and of the space, see `Problem`."""
+    layers = layers_of(teacher)
     dense = Recipe(timesteps=spaced_timesteps(teacher.schedule, DENSE_STEPS))
     cost = cost_of("bitops", teacher, dense, None)
-    eight_bits = Recipe(timesteps=spaced_timesteps(teacher.schedule, 100), precision=dict.fromkeys(layers, "w8a8"))
-    goal = Goal(target="bitops", max_quality_loss=0.05, min_speedup=None, max_bitops=cost(eight_bits) / FEWER, max_size=None)
+    bound = cost(eight_bits(teacher, layers)) / FEWER
+    goal = Goal(target="bitops", max_quality_loss=0.05, min_speedup=None, max_bitops=bound, max_size=None)
     return Problem(teacher=teacher, goal=goal, grain=None, sparsity=None, base=dense.timesteps, layers=layers,
-                   menus=precision_menus("bitops", layers, None), plan=lambda *_: None, cost=cost,
-                   limits={"steps": STEPS, "grouping": "quadratic", "solvers": SOLVERS, "cache": (0.0,)})
+                   menus=precision_menus("bitops", layers, None), plan=plan, cost=cost,
+                   limits={"grouping": "quadratic", "solvers": SOLVERS, **limits})
+
+
+def eight_bits(teacher: denoisers.Denoiser, layers: Sequence[str]) -> Recipe:
+    """What fewer BitOPs are counted from: 8 bits in every layer, DDIM at 100 uniform steps."""
+    return Recipe(timesteps=spaced_timesteps(teacher.schedule, 100), precision=dict.fromkeys(layers, "w8a8"))
 
 
 def fresh_scores(told: Sequence[Evaluation], counts: Sequence[int], corner: tuple[float, float],

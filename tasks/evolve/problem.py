@@ -105,7 +105,7 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
     return Problem(
         teacher=teacher, goal=goal, grain=grain, sparsity=sparsity_of(teacher, grain, inputs), layers=layers,
         base=tuple(read_json(inputs["cache_learn"] / "plan.json")["timesteps"]),
-        menus=precision_menus(goal.target, layers, times), plan=planner(inputs["cache_learn"], teacher),
+        menus=precision_menus(goal.target, layers, times), plan=planner(ReuseTable.read(inputs["cache_learn"]), teacher),
         cost=cost_of(goal.target, teacher, dense, times),
         limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets,
                 "reuse": kinds_of_reuse(inputs["cache_learn"], cache_masks)})
@@ -132,10 +132,8 @@ def kinds_of_reuse(folder: Path, cache_masks: tuple[int, ...]) -> tuple[tuple[in
     return tuple(itertools.product(limits, dict.fromkeys((grid["forecast"], "none"))))
 
 
-def planner(folder: Path, teacher: Denoiser) -> Planner:
-    """Cache plans for any timestep list from cache_learn's table of reuse errors."""
-    table = ReuseTable.read(folder)
-
+def planner(table: ReuseTable, teacher: Denoiser) -> Planner:
+    """Cache plans for any timestep list from cache_learn's table."""
     @functools.lru_cache(maxsize=4096)
     def plan(timesteps: tuple[int, ...], solver: str, budget: float, reuse: tuple[int, str]) -> CachePlan | None:
         if budget == 0:
