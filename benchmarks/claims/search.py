@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from benchmarks.claims.claim import Outcome, at_least, at_most, claim, study, values
-from benchmarks.search.curves import SEEDS, curves, shares
+from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, SEEDS, curves, shares
+from tasks.runtime.solver import SOLVERS
+
+QUALITY = 0.05  # relative FID increase that counts as equal
 
 
 def fewer_evaluations(root: Path, opponent: str, bar: float) -> Outcome:
@@ -33,6 +36,44 @@ def efficiency_optuna(root: Path) -> Outcome:
 def of_search(root: Path, variant: str, metric: str) -> list[float]:
     """Of all rows of the study of search whose variant begins like this."""
     return values([row for row in study(root, "search") if row["variant"].startswith(variant)], metric)
+
+
+def cost_at_equal_quality(root: Path, name: str) -> float | None:
+    """BitOPs of the last point of a front that was judged, if it is as good as W8A8 at 100 steps, 95 % bound."""
+    found: dict[int, dict[str, float]] = {}
+    for row in study(root, "search"):
+        front, _, place = row["variant"].removeprefix("bitops.").partition(".")
+        if row["variant"].startswith("bitops.") and front == name:
+            found.setdefault(int(place), {})[row["metric"]] = float(row["value"])
+    last = found[max(found)] if found else {}
+    return last["cost"] if last and last["loss_upper95"] <= QUALITY else None
+
+
+def fewer_bitops(root: Path, bar: float, base: float | None) -> Outcome:
+    """Of the base over ours."""
+    own = cost_at_equal_quality(root, "ours")
+    return at_least(bar, [] if own is None or base is None else [base / own], "x")
+
+
+@claim("search")
+def bitops_of_eight_bits(root: Path) -> Outcome:
+    """BitOPs of W8A8 at 100 uniform DDIM steps over those of the search's cheapest recipe that is as good: FID of 10,000
+    samples, 95 % bound of the increase at most 5 %."""
+    return fewer_bitops(root, 10, next(iter(of_search(root, "bitops.w8a8_100", "cost")), None))
+
+
+@claim("search")
+def bitops_of_the_dull_front(root: Path) -> Outcome:
+    """The same for the cheapest as good of all solvers, spacings, numbers of steps and uniform bits."""
+    return fewer_bitops(root, 1.5, cost_at_equal_quality(root, "dull"))
+
+
+@claim("search")
+def better_at_few_steps(root: Path) -> Outcome:
+    """FID of the searched list over that of DDIM and DPM-Solver++ 2M, uniform and log-SNR, at 5 and 6 steps: 95 % bound of the
+    relative increase, the worst."""
+    found = [bound for steps in FEW_STEPS for bound in of_search(root, f"bitops.steps{steps}.", "loss_upper95")]
+    return at_most(0, found if len(found) == len(FEW_STEPS) * len(SOLVERS) * len(DULL_SPACINGS) else [])
 
 
 @claim("search")

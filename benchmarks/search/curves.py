@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 STRATEGIES = ("ours", "random", "tmpq_dm", "optuna")
 SEEDS = (0, 1, 2)
 EVALUATIONS = 1000  # of every search: N
+FEW_STEPS = (5, 6)                     # at which searched lists are held against
+DULL_SPACINGS = ("uniform", "logsnr")  # these of every solver
 Curve = Sequence[tuple[int, float]]  # (evaluations, hypervolume), by rising evaluations
 
 

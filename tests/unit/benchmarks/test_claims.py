@@ -203,3 +203,40 @@ def test_an_end_that_is_never_reached_falls_short(tmp_path):
 
 def test_two_seeds_are_no_claim_of_three(tmp_path):
     assert search_study(tmp_path, seeds=(0, 1))["efficiency_random"].word == "not measured"
+
+
+BITOPS_GOOD = {"w8a8_100": {"cost": 1.0}, "dull.0": {"cost": 0.16, "loss_upper95": 0.04},
+               "ours.0": {"cost": 0.05, "loss_upper95": 0.06}, "ours.1": {"cost": 0.1, "loss_upper95": 0.03},
+               **{f"steps{steps}.{solver}_{spacing}": {"loss_upper95": -0.1} for steps in (5, 6)
+                  for solver in ("ddim", "dpm2m") for spacing in ("uniform", "logsnr")}}
+
+
+def bitops_claims(root, change=lambda variant, metric, value: value):
+    """-> name -> outcome, of the three claims that rest on the study of BitOPs."""
+    (root / "benchmarks" / "search").mkdir(parents=True)
+    found = ((variant, metric, change(variant, metric, value)) for variant, numbers in BITOPS_GOOD.items()
+             for metric, value in numbers.items())
+    write(root / "benchmarks" / "search" / "results.csv", [
+        {"teacher": "mnist_dit", "variant": f"bitops.{variant}", "seed": 0, "metric": metric, "value": value, "protocol": "p"}
+        for variant, metric, value in found if value is not None])
+    return {c.name: c.check(root) for c in CLAIMS if c.name.startswith("bitops") or c.name == "better_at_few_steps"}
+
+
+def test_bitops_are_those_of_the_last_point_that_was_judged(tmp_path):
+    found = bitops_claims(tmp_path)
+    assert {name: outcome.measured for name, outcome in found.items()} == {
+        "bitops_of_eight_bits": "10x", "bitops_of_the_dull_front": "1.6x", "better_at_few_steps": "-0.1"}
+    assert all(outcome.holds for outcome in found.values())
+
+
+@pytest.mark.parametrize("variant, metric, value, words", [
+    ("ours.1", "loss_upper95", 0.051, ["not measured", "not measured", "holds"]),   # nothing of ours is as good
+    ("dull.0", "loss_upper95", 0.051, ["holds", "not measured", "holds"]),
+    ("dull.0", "cost", 0.14, ["holds", "falls short", "holds"]),
+    ("ours.1", "cost", 0.11, ["falls short", "falls short", "holds"]),
+    ("steps6.dpm2m_logsnr", "loss_upper95", 0.01, ["holds", "holds", "falls short"]),
+    ("steps6.dpm2m_logsnr", "loss_upper95", None, ["holds", "holds", "not measured"]),
+])
+def test_one_bad_number_fells_what_rests_on_it(tmp_path, variant, metric, value, words):
+    found = bitops_claims(tmp_path, lambda v, m, good: value if (v, m) == (variant, metric) else good)
+    assert [outcome.word for outcome in found.values()] == words

@@ -19,7 +19,8 @@ from tasks.pretrain_load.architectures import SCHEDULE, dit
 @pytest.fixture(scope="module")
 def problem():
     torch.manual_seed(0)
-    return efficiency.problem_of(build("DiTTransformer2DModel", dit(8, 1, 4, width=32, depth=2, heads=2, patch=2), SCHEDULE))
+    teacher = build("DiTTransformer2DModel", dit(8, 1, 4, width=32, depth=2, heads=2, patch=2), SCHEDULE)
+    return efficiency.problem_of(teacher, steps=efficiency.STEPS, cache=(0.0,))
 
 
 def test_every_strategy_can_be_run():
