@@ -6,8 +6,10 @@ unit is the distance between the dense teacher at 50 and at 100 steps, a change 
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -35,10 +37,12 @@ from tasks.evolve.conditioning import remembered
 from tasks.evolve.prefix import Predictions, shared
 from tasks.runtime.cache import remove_cache
 from tasks.runtime.integer import INTEGER, available
-from tasks.runtime.precision import SIMULATED, Kinds, Ranges, apply_precision, calibrate_ranges
+from tasks.runtime.precision import SIMULATED, Integers, Kinds, Ranges, apply_precision, calibrate_ranges
+from tasks.runtime.rounding import read_integers
 from tasks.runtime.solver import Predict, solver_steps
 
 UNIT_STEPS = (50, 100)
+TEACHER_INTEGERS = "teacher.safetensors"  # whose rounding was learned; a student's are in a file named as its weights'
 CONDITIONS = 64 << 20  # bytes of what is remembered of timesteps and labels
 # ("teacher" | "student", recipe) or (.., .., first image, number of images) -> (images, D) features, float64
 Sampler = Callable[[tuple], np.ndarray]
@@ -61,17 +65,23 @@ class Protocol:
             check_range(f"protocol.{name}", getattr(self, name), low, high)
 
 
-def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol) -> Sampler:
+def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol,
+                 rounding: Parcel | None = None) -> Sampler:
     """Built once per worker. teacher: its diffusers folder; student: a folder and its safetensors file of dense shape, None if
-    the teacher's own weights are compressed; data: holds the feature net that guides the search."""
+    the teacher's own weights are compressed; data: holds the feature net that guides the search; rounding: a folder that
+    `rounded.write_rounding` wrote, None if all weights go to the nearest integer."""
     keep_freed_memory()
-    dense = load(teacher.open())
-    weights = {"teacher": dense}
-    if student is not None:
-        folder, file = student
-        weights["student"] = with_weights(dense, load_file(folder.open() / file))
+    weights = open_weights(teacher.open(), student and student[0].open() / student[1])
     ranges = {name: ranges_of(denoiser, protocol) for name, denoiser in weights.items()}
-    return Evaluator(weights, ranges, load_feature_net(data.open(), "search"), protocol)
+    files = {"teacher": TEACHER_INTEGERS} | ({} if student is None else {"student": student[1]})
+    integers = {name: read_integers(rounding.open() / file) for name, file in files.items()} if rounding else {}
+    return Evaluator(weights, ranges, load_feature_net(data.open(), "search"), protocol, integers)
+
+
+def open_weights(teacher: Path, student: Path | None) -> dict[str, Denoiser]:
+    """What is compressed, by its name. teacher: its diffusers folder; student: a safetensors file of the same shapes."""
+    dense = load(teacher)
+    return {"teacher": dense} | ({} if student is None else {"student": with_weights(dense, load_file(student))})
 
 
 class Evaluator:
@@ -79,8 +89,10 @@ class Evaluator:
     a multiple of the chunk on: an image has the same features in both.
     """
 
-    def __init__(self, weights: dict[str, Denoiser], ranges: dict[str, Ranges], net: nn.Module, protocol: Protocol):
-        self.weights, self.ranges, self.net, self.protocol = weights, ranges, net, protocol
+    def __init__(self, weights: dict[str, Denoiser], ranges: dict[str, Ranges], net: nn.Module, protocol: Protocol,
+                 integers: Mapping[str, Integers] = MappingProxyType({})):
+        """integers: of weights whose rounding was learned."""
+        self.weights, self.ranges, self.net, self.protocol, self.integers = weights, ranges, net, protocol, integers
         self.kinds = INTEGER if available() else SIMULATED
         self.predictions = Predictions(protocol.prefix_mb << 20)
         self.parts = {name: denoiser.conditioning() for name, denoiser in weights.items()}
@@ -91,7 +103,7 @@ class Evaluator:
         denoiser, protocol = self.weights[name], self.protocol
         steps = solver_steps(denoiser.schedule.config, recipe.timesteps, recipe.solver)
         head = digest([name, recipe.precision])
-        with (live(denoiser, recipe, self.ranges[name], self.kinds) as predict,
+        with (live(denoiser, recipe, self.ranges[name], self.kinds, self.integers.get(name, {})) as predict,
               remembered(predict, denoiser.model, self.parts[name], name, recipe.precision, self.conditions) as predict):
             predict = shared(predict, self.predictions, head, steps, recipe.cache, first // protocol.chunk)
             chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, protocol.seed,
@@ -120,9 +132,10 @@ def calibration_states(denoiser: Denoiser, protocol: Protocol) -> Iterator[tuple
 
 
 @contextlib.contextmanager
-def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, kinds: Kinds = SIMULATED) -> Iterator[Predict]:
+def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, kinds: Kinds = SIMULATED,
+         integers: Integers = MappingProxyType({})) -> Iterator[Predict]:
     """The denoiser with the recipe's precision and cache plan switched on."""
-    apply_precision(denoiser.model, recipe.precision, ranges, kinds)
+    apply_precision(denoiser.model, recipe.precision, ranges, kinds, integers)
     try:
         yield cached_network(denoiser, recipe)
     finally:

@@ -117,21 +117,24 @@ def key_of(weights: str, recipe: Recipe) -> str:
     return digest([weights, recipe.to_json()])
 
 
-def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float) -> Lab:
-    """student: the file of distill whose weights are compressed, None for the teacher's own."""
+def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float,
+             rounding: Path | None = None) -> Lab:
+    """student: the file of distill whose weights are compressed, None for the teacher's own. rounding: see `make_sampler`."""
     cluster = inputs.cluster
     make = functools.partial(
         make_sampler, cluster.ship(inputs["pretrain_load"] / "teacher"),
-        None if student is None else (cluster.ship(inputs["distill"]), student), cluster.ship(inputs["data"]), protocol)
+        None if student is None else (cluster.ship(inputs["distill"]), student), cluster.ship(inputs["data"]), protocol,
+        None if rounding is None else cluster.ship(rounding))
     cluster.prepare(make)
-    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol)[:16]}.jsonl")
+    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol, rounding)[:16]}.jsonl")
     return Lab(cluster, make, log, lookahead, timeout_s)
 
 
-def context(inputs: Inputs, student: str | None, protocol: Protocol) -> str:
+def context(inputs: Inputs, student: str | None, protocol: Protocol, rounding: Path | None) -> str:
     """Digest of everything but the recipe that an evaluation depends on: weights, feature net, protocol, code."""
     import torch
     read = [*files_of(inputs["pretrain_load"] / "teacher"), inputs["data"] / "features_search.safetensors",
-            *([] if student is None else [inputs["distill"] / student]), *(Path(module.__file__) for module in CODE)]
+            *([] if student is None else [inputs["distill"] / student]),
+            *([] if rounding is None else files_of(rounding)), *(Path(module.__file__) for module in CODE)]
     decides = {name: value for name, value in asdict(protocol).items() if name != "prefix_mb"}
     return digest([[[path.name, hash_file(path)] for path in read], decides, torch.__version__, integer.available()])

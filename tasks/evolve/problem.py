@@ -22,6 +22,7 @@ from tasks.evolve.costs import (
     RecipeCost,
     bitops_share,
     bound_of,
+    edges,
     latency,
     precision_menus,
     quantisable,
@@ -92,8 +93,8 @@ class Problem:
 
 
 def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping: str, solvers: tuple[str, ...],
-                 cache_budgets: tuple[float, ...], cache_masks: tuple[int, ...], dense_steps: int, backend: str,
-                 batch: int) -> Problem:
+                 cache_budgets: tuple[float, ...], cache_masks: tuple[int, ...], dense_steps: int, edge_bits: int,
+                 backend: str, batch: int) -> Problem:
     teacher = load(inputs["pretrain_load"] / "teacher")
     if steps[1] > teacher.schedule.steps:
         raise ValueError(f"evolve.steps: {list(steps)} wants up to {steps[1]} timesteps, one from each group, but the "
@@ -105,7 +106,8 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
     return Problem(
         teacher=teacher, goal=goal, grain=grain, sparsity=sparsity_of(teacher, grain, inputs), layers=layers,
         base=tuple(read_json(inputs["cache_learn"] / "plan.json")["timesteps"]),
-        menus=precision_menus(goal.target, layers, times), plan=planner(ReuseTable.read(inputs["cache_learn"]), teacher),
+        menus=precision_menus(goal.target, layers, times, dict.fromkeys(edges(teacher), edge_bits)),
+        plan=planner(ReuseTable.read(inputs["cache_learn"]), teacher),
         cost=cost_of(goal.target, teacher, dense, times),
         limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets,
                 "reuse": kinds_of_reuse(inputs["cache_learn"], cache_masks)})

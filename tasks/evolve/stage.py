@@ -4,8 +4,8 @@ Reads: data (the feature net that guides the search), pretrain_load (teacher), p
 latency), mask_search (which grain pays on the target), distill (its weights), cache_learn (reuse errors, base list).
 Writes: recipe.json, the candidate nearest to the teacher's images among all within the bound, its cache plan with weights
 learned for its list where that brings it nearer; single.json, recipes for the dense weights: `timesteps` (searched, as many as
-the recipe's, fp32) and `precision` (searched, on the base list); pareto.csv; evaluations.jsonl. Report: evaluations,
-hypervolume, the best, the goal.
+the recipe's, fp32) and `precision` (searched, on the base list); pareto.csv; evaluations.jsonl; rounding/, integers for every
+layer and width, where rounding is learned. Report: evaluations, hypervolume, the best, the goal.
 Left out: quality on the holdout and with fresh noise (fid judges that); the search never sees the second feature net.
 """
 
@@ -25,17 +25,20 @@ from tasks.core.quality import paired_distance
 from tasks.core.recipe import Recipe
 from tasks.evolve.costs import bound_of
 from tasks.evolve.finalist import with_learned_weights
-from tasks.evolve.fitness import Protocol
+from tasks.evolve.fitness import TEACHER_INTEGERS, Protocol, calibration_states, open_weights
 from tasks.evolve.lab import Lab, key_of, open_lab
 from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
+from tasks.evolve.rounded import write_rounding
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
 from tasks.evolve.space import GROUPINGS, Candidate, Space
 from tasks.evolve.standing import Standing
+from tasks.runtime.rounding import Rounding
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn")
 CURVE = 10  # points of the hypervolume over evaluations
-PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "cache_masks", "dense_steps", "backend", "batch")  # of Params
+PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "cache_masks", "dense_steps", "edge_bits",
+           "backend", "batch")  # of Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class Params:
     solvers: tuple[str, ...]
     cache_budgets: tuple[float, ...]  # shares of sublayer evaluations to remove
     cache_masks: tuple[int, ...]      # limits on the distinct step masks of a cache plan
+    edge_bits: int                    # fewest of the first and the last layer, where bits are searched
+    rounding_steps: int               # of learned rounding, each layer and width; 0: to the nearest integer
     dense_steps: int                  # NFE of the dense model that costs are compared to
     backend: str                      # of the profile's times
     batch: int
@@ -73,7 +78,8 @@ class Params:
                                        ("cache_budgets", self.cache_budgets[0], 0, 0.95),
                                        ("cache_budgets", self.cache_budgets[-1], 0, 0.95),
                                        *(("cache_masks", masks, 1, 8) for masks in self.cache_masks),
-                                       ("dense_steps", self.dense_steps, 1, 1000), ("batch", self.batch, 1, 4096),
+                                       ("dense_steps", self.dense_steps, 1, 1000), ("edge_bits", self.edge_bits, 3, 8),
+                                       ("rounding_steps", self.rounding_steps, 0, 100_000), ("batch", self.batch, 1, 4096),
                                        ("timeout_s", self.timeout_s, 1, 10**6),
                                        ("distance_per_loss", self.distance_per_loss, 0, 10**6)):
             check_range(name, value, low, high)
@@ -85,9 +91,10 @@ class Params:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
-    lab = open_lab(inputs, STUDENTS.get(chosen_grain(inputs)), params.protocol, params.lookahead, params.timeout_s)
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
-    space = problem.space()
+    space, student = problem.space(), STUDENTS.get(chosen_grain(inputs))
+    rounding = learned_rounding(params, inputs, student, out)
+    lab = open_lab(inputs, student, params.protocol, params.lookahead, params.timeout_s, rounding)
     references = lab.references(problem.teacher.schedule)
     rng = np.random.default_rng(params.seed)
 
@@ -119,6 +126,17 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         "unit": paired_distance(*references), "best": facts(space, best), "distance_with_learned_weights": learned,
         "hypervolume": growth(told), "goal": goal_facts(params, told, best),
         "single": {name: facts(*found) for name, found in single.items()}})
+
+
+def learned_rounding(params: Params, inputs: Inputs, student: str | None, out: Path) -> Path | None:
+    if params.rounding_steps == 0:
+        return None
+    opened = open_weights(inputs["pretrain_load"] / "teacher", student and inputs["distill"] / student)
+    weights = {TEACHER_INTEGERS if name == "teacher" else student: denoiser for name, denoiser in opened.items()}
+    states = {file: list(calibration_states(denoiser, params.protocol)) for file, denoiser in weights.items()}
+    folder = out / "rounding"
+    write_rounding(weights, states, Rounding(steps=params.rounding_steps), inputs.checkpoint("evolve_rounding"), folder)
+    return folder
 
 
 def finalist(best: Evaluation, recipe: Recipe, teacher: Denoiser, lab: Lab, references: tuple[np.ndarray, np.ndarray],

@@ -1,7 +1,7 @@
 """Write one package folder per variant: what ships, and what quality and speed are measured on.
 
 Reads: data, pretrain_load (teacher), mask_search (2:4 masks), distill (student weights, unit masks), cache_learn (plan
-on the base list), evolve (best recipe, recipes of single ideas).
+on the base list), evolve (best recipe, recipes of single ideas, integers whose rounding was learned).
 Writes: <variant>/ for every variant: a package that plain diffusers opens, with its OpenVINO form in openvino/; dull_fp32,
 dull_bf16, dull_int8: dense weights at the precisions anyone can have, for the dull front. Report: bytes, NFE and densities.
 Left out: a latent model's VAE (its package returns latents); conversion to other runtimes than torch and OpenVINO.
@@ -29,7 +29,8 @@ from tasks.runtime.cache import remove_cache
 from tasks.runtime.graph import export
 from tasks.runtime.masks import apply_masks
 from tasks.runtime.packed import open_model
-from tasks.runtime.precision import calibrate_ranges, widths
+from tasks.runtime.precision import Integers, calibrate_ranges, widths
+from tasks.runtime.rounding import read_integers
 
 INPUTS = ("data", "pretrain_load", "mask_search", "distill", "cache_learn", "evolve")
 
@@ -54,7 +55,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         recipe = with_sparsity(variant, denoiser, masks)
         apply_masks(denoiser.model, masks)
         ranges = ranges_on_trajectory(denoiser, recipe, params.calibration_states, params.seed)
-        folder = write_package(denoiser, recipe, ranges, masks, out / name)
+        folder = write_package(denoiser, recipe, ranges, masks, out / name, rounded(variant, masks, inputs))
         add_graph(folder, recipe, graphs)
         numbers[name] = facts(folder, recipe)
     return Report(numbers)
@@ -91,6 +92,13 @@ def with_sparsity(variant: Variant, denoiser: Denoiser, masks: dict[str, Tensor]
     """The recipe with the grain and the density that the masks really have."""
     shares = kept_shares(denoiser.model, variant.grain, masks)
     return replace(variant.recipe, sparsity={"grain": variant.grain, "density": shares} if masks else None)
+
+
+def rounded(variant: Variant, masks: dict[str, Tensor], inputs: Inputs) -> Integers:
+    """Integers that the search learned to round, if it did and for these weights."""
+    if variant.weights == "teacher" and masks:
+        return {}
+    return read_integers(inputs["evolve"] / "rounding" / f"{variant.weights}.safetensors")
 
 
 def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: int) -> dict:

@@ -5,7 +5,9 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -14,26 +16,27 @@ from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe
 from tasks.runtime import packed
 from tasks.runtime.masks import apply_masks, shrink_units
-from tasks.runtime.precision import apply_precision, widths
+from tasks.runtime.precision import Integers, apply_precision, widths
 
 RUNTIME = Path(packed.__file__).parent
 CODE = {"": ("pipeline.py", "solver.py"), "denoiser": ("packed.py", "masks.py", "cache.py", "precision.py")}
 
 
 def write_package(denoiser: Denoiser, recipe: Recipe, ranges: Mapping[str, object], masks: Mapping[str, Tensor],
-                  folder: str | Path) -> Path:
+                  folder: str | Path, integers: Integers = MappingProxyType({})) -> Path:
     """Write `denoiser` as `recipe` says into `folder`; the same arguments give the same bytes. -> folder
 
     denoiser: dense shapes, floating-point weights; it is left unchanged. ranges: activation ranges of the layers of integer
     width (`calibrate_ranges`). masks: bool, by parameter name, empty for dense weights; `recipe.sparsity` says whether their
-    zeros are cut out of the shapes ("unit") or only not stored ("2:4").
+    zeros are cut out of the shapes ("unit") or only not stored ("2:4"). integers: of the dense shapes, of weights that
+    are not to go to the nearest one.
     Raises ValueError when masks and recipe disagree on whether there is sparsity.
     """
     if bool(masks) != bool(recipe.sparsity):
         raise ValueError(f"package {folder}: {len(masks)} masks, but the recipe's sparsity is {recipe.sparsity}")
     folder = Path(folder)
     (folder / "denoiser").mkdir(parents=True)
-    model, kept = compressed_model(denoiser.model, recipe, ranges, masks)
+    model, kept = compressed_model(denoiser.model, recipe, ranges, masks, integers)
     stored, layout = packed.encode(model.state_dict(), integer_bits(recipe), {} if kept else stored_masks(recipe, masks))
     (folder / "denoiser" / packed.WEIGHTS).write_bytes(save(stored))
     write_json(folder / "denoiser" / packed.PACKING, {"kept": kept, "ranges": needed_ranges(recipe, ranges), "tensors": layout})
@@ -45,16 +48,28 @@ def write_package(denoiser: Denoiser, recipe: Recipe, ranges: Mapping[str, objec
     return folder
 
 
-def compressed_model(model: nn.Module, recipe: Recipe, ranges: Mapping[str, object],
-                     masks: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, int]]:
+def compressed_model(model: nn.Module, recipe: Recipe, ranges: Mapping[str, object], masks: Mapping[str, Tensor],
+                     integers: Integers) -> tuple[nn.Module, dict[str, int]]:
     """A copy of `model` with masks and precision live, and {block: kept units} of those that shrank."""
     model, kept = copy.deepcopy(model), {}
     if masks and recipe.sparsity["grain"] == "unit":
+        integers = shrunk(integers, model, recipe, masks)
         kept = shrink_units(model, masks)
     elif masks:
         apply_masks(model, masks)
-    apply_precision(model, recipe.precision, ranges)
+    apply_precision(model, recipe.precision, ranges, integers=integers)
     return model, kept
+
+
+def shrunk(integers: Integers, model: nn.Module, recipe: Recipe, masks: Mapping[str, Tensor]) -> Integers:
+    """The recipe's integers without the rows and columns that are cut out of the weights: these stand in for them once."""
+    carrier = copy.deepcopy(model)
+    bits = {layer: widths(token) for layer, token in recipe.precision.items()}
+    keys = [(layer, both[0]) for layer, both in bits.items() if both is not None and (layer, both[0]) in integers]
+    for layer, width in keys:
+        carrier.get_submodule(layer).weight.data = integers[layer, width].float()
+    shrink_units(carrier, masks)
+    return {(layer, width): carrier.get_submodule(layer).weight.to(torch.int8) for layer, width in keys}
 
 
 def integer_bits(recipe: Recipe) -> dict[str, int]:

@@ -13,13 +13,15 @@ ReLU behind a layer; these networks have none.
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.core.params import check_range
-from tasks.runtime.precision import dequantize, quantize_weight, remove_precision
+from tasks.runtime.precision import Integers, dequantize, quantize_weight, remove_precision
 
 GAMMA, ZETA = -0.1, 1.1  # how far the sigmoid reaches beyond [0, 1] before it is clipped (eq. 23)
 Batch = tuple[Tensor, Tensor, Tensor | None]  # x, t, labels
@@ -141,6 +143,17 @@ def round_layer(layer: nn.Module, bits: int, found: Tensor, cross: Tensor, whole
     integers = floor + (rectified_sigmoid(soft.detach()) > 0.5) * free
     better = error(integers) < error(nearest.flatten(1).float())
     return (integers.to(torch.int8).view(nearest.shape) if better else nearest), scale
+
+
+def write_integers(integers: Integers, path: Path) -> None:
+    """A safetensors file of them."""
+    save_file({f"{layer} {bits}": q for (layer, bits), q in integers.items()}, path)
+
+
+def read_integers(path: Path) -> Integers:
+    """What `write_integers` wrote; none where there is no file."""
+    found = load_file(path) if path.exists() else {}
+    return {(key.split()[0], int(key.split()[1])): q for key, q in found.items()}
 
 
 def rectified_sigmoid(soft: Tensor) -> Tensor:

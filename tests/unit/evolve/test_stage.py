@@ -5,12 +5,15 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file
 
 from tasks.core.artifacts import read_json, write_json
 from tasks.core.recipe import Recipe
-from tasks.evolve import fitness, lab
+from tasks.evolve import fitness, lab, rounded
 from tasks.evolve.lab import EvaluationLog
 from tasks.evolve.problem import kinds_of_reuse
+from tasks.runtime.precision import WIDTHS
+from tasks.runtime.rounding import read_integers
 from tests.unit.evolve.toy import PARAMS, artifacts, run
 
 
@@ -37,7 +40,7 @@ def first(folders, tmp_path_factory):
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_writes_what_package_reads(first):
@@ -102,6 +105,37 @@ def test_other_targets_search_bits(folders, tmp_path, monkeypatch, target):
     precision = Recipe.from_json(read_json(tmp_path / "out" / "recipe.json")).precision
     assert all(token[0] == "w" for token in precision.values()) and len(precision) > 10
     assert report.numbers["best"]["cost"] <= report.numbers["goal"]["bound"]
+
+
+def test_the_first_and_the_last_layer_have_the_fewest_bits_that_are_asked_for(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    goal = replace(PARAMS.goal, target="bitops", max_bitops=0.02)
+    run(replace(PARAMS, goal=goal, edge_bits=8, evaluations=32, single_evaluations=2), folders, tmp_path / "out")
+    lines = (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()
+    rows = [json.loads(line)["recipe"]["precision"] for line in lines]
+    assert {row[layer] for row in rows for layer in ("pos_embed.proj", "proj_out_2")} == {"w8a8"}
+    assert len({token for row in rows for token in row.values()}) > 5
+
+
+def test_learned_rounding_is_learned_once_and_found_by_the_workers(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = replace(PARAMS, goal=replace(PARAMS.goal, target="bitops", max_bitops=0.02), evaluations=4, single_evaluations=1)
+    run(params, folders, tmp_path / "nearest")
+    learned, calls = replace(params, rounding_steps=3), []
+    monkeypatch.setattr(rounded, "learn_rounding", counted(rounded.learn_rounding, calls))
+    run(learned, folders, tmp_path / "out")
+    assert len(calls) == 2 * len(WIDTHS), "teacher and student, every width"
+    run(learned, folders, tmp_path / "again")
+    assert len(calls) == 2 * len(WIDTHS) and contents(tmp_path / "again") == contents(tmp_path / "out")
+    distances = [{json.dumps(row["recipe"]): row["distance"] for row in map(json.loads, path.read_text().splitlines())}
+                 for path in (tmp_path / name / "evaluations.jsonl" for name in ("nearest", "out"))]
+    seeds = distances[0].keys() & distances[1].keys()
+    assert seeds and all(distances[0][seed] != distances[1][seed] for seed in seeds)
+    student, teacher = (read_integers(tmp_path / "out" / "rounding" / file)
+                        for file in ("student_unit.safetensors", "teacher.safetensors"))
+    mask = load_file(folders["distill"] / "masks_unit.safetensors")["transformer_blocks.0.ff.net.0.proj.weight"].bool()
+    assert all(not student["transformer_blocks.0.ff.net.0.proj", bits][~mask].any() for bits in WIDTHS), "zeros stay"
+    assert student.keys() == teacher.keys() and not (tmp_path / "nearest" / "rounding").exists()
 
 
 def test_goal_out_of_reach_is_one_line_with_the_nearest(folders, tmp_path, monkeypatch):

@@ -25,7 +25,8 @@ SERIAL = ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_work
 PARAMS = stage.Params(
     goal=Goal(target="latency", max_quality_loss=0.05, min_speedup=8.0, max_bitops=0.05, max_size=5000),
     evaluations=16, single_evaluations=6, lookahead=4, timeout_s=60.0, steps=(2, 10), grouping="quadratic",
-    solvers=("ddim", "dpm2m"), cache_budgets=(0.0, 0.3), cache_masks=(2, 3), dense_steps=50, backend="openvino", batch=8,
+    solvers=("ddim", "dpm2m"), cache_budgets=(0.0, 0.3), cache_masks=(2, 3), dense_steps=50, edge_bits=3,
+    rounding_steps=0, backend="openvino", batch=8,
     distance_per_loss=60.0, seed=0,
     protocol=Protocol(images=4, seed=1, chunk=4, calibration_steps=4, calibration_images=4, prefix_mb=8),
     strategy=Strategy(population=8, top=4, random=0.3, crossover=0.2, mutation=0.2))

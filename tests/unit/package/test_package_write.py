@@ -11,7 +11,8 @@ from tasks.core.recipe import Recipe
 from tasks.core.sparsity import kept_shares, nm_mask
 from tasks.package.write import seal, write_package
 from tasks.runtime.masks import hidden_units
-from tasks.runtime.packed import PackedDenoiser, decode, encode, verify
+from tasks.runtime.packed import PackedDenoiser, decode, encode, open_model, verify
+from tasks.runtime.precision import quantize_weight
 
 DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2,
        "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 10, "norm_elementwise_affine": False,
@@ -103,6 +104,20 @@ def test_stored_sizes_follow_bits_masks_and_shapes(dit, tmp_path):
     units = Recipe(timesteps=(9,), sparsity={"grain": "unit", "density": {}})
     stored = weights(write_package(dit, units, {}, half_the_units(dit), tmp_path / "unit"))
     assert stored[f"{layer}.weight"].shape == (32, 16) and stored[f"{FF}.2.weight"].shape == (16, 32)
+
+
+@pytest.mark.parametrize("grain", [None, "2:4", "unit"])
+def test_learned_integers_are_what_is_stored(dit, tmp_path, grain):
+    """Other integers than the nearest ones, on their grid; of units that are cut out nothing is stored."""
+    layer, masks = f"{FF}.0.proj", {None: {}, "2:4": two_of_four(dit), "unit": half_the_units(dit)}[grain]
+    weight = dit.model.get_submodule(layer).weight * masks.get(f"{layer}.weight", True)
+    nearest, scale = quantize_weight(weight, 4)
+    learned = torch.where(weight != 0, (nearest - 1).clamp(-7, 7), nearest).to(torch.int8)
+    recipe = Recipe(timesteps=(9,), precision={layer: "w4a8"}, sparsity={"grain": grain, "density": {}} if grain else None)
+    write_package(dit, recipe, {layer: (-1.0, 1.0)}, masks, tmp_path / "p", {(layer, 4): learned, (layer, 5): nearest})
+    found = open_model(tmp_path / "p" / "denoiser")[0].get_submodule(layer)
+    kept = masks[f"{layer}.weight"].any(1) if grain == "unit" else slice(None)
+    assert torch.equal(found.weight_int, learned[kept]) and torch.equal(found.weight_scale, scale[kept])
 
 
 def test_kept_shares_are_of_what_is_stored(dit):
