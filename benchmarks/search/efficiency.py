@@ -63,7 +63,8 @@ class Study:
     def __init__(self, sizes: Sizes, work: Path, results_csv: Path, workers: int):
         self.sizes, self.results = sizes, results_csv
         inputs = open_inputs(work, sizes.scale, workers)
-        protocol = Protocol(images=sizes.images, seed=20_000, chunk=sizes.images, calibration_steps=10, calibration_images=16)
+        protocol = Protocol(images=sizes.images, seed=20_000, chunk=sizes.images, calibration_steps=10, calibration_images=16,
+                            prefix_mb=128)
         fresh = replace(protocol, images=sizes.fresh_images, seed=30_000)
         self.labs = {"search": open_lab(inputs, None, protocol, LOOKAHEAD, TIMEOUT_S),
                      "fresh": open_lab(inputs, None, fresh, LOOKAHEAD, TIMEOUT_S)}

@@ -4,6 +4,7 @@ It computes what the search's own evaluation computes, the same integers in exac
 whole numbers are exact below 2^24.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,23 @@ from tasks.core.quality import features
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import sample_in_chunks
 from tasks.evolve.fitness import Protocol, live, with_weights
-from tasks.runtime.precision import Affine, Kinds, QuantConv2d, QuantLinear, Ranges
+from tasks.runtime.integer import IntegerLinear, available, integers
+from tasks.runtime.precision import Affine, Kinds, QuantConv2d, QuantLinear, Ranges, quantize_weight
+
+
+@functools.cache
+def scales_first() -> bool:
+    """Whether this machine's integer kernels multiply the scales of input and weight by each other before they multiply the
+    sums: those for AMX do, those for VNNI do not. The last bit of a product decides to which side the next layer rounds it."""
+    if not available():
+        return False
+    generator, affine = torch.Generator().manual_seed(0), (0.0123, 31)
+    weight, x = (torch.randn(64, 128, generator=generator) for _ in range(2))
+    weight_int, scale = quantize_weight(weight, 6)
+    layer = IntegerLinear(nn.Linear(128, 64, bias=False), weight_int, scale, IntegerLinear.prepared(weight_int, scale),
+                          ((0, affine),), (6, 6))
+    sums = (integers(x, affine, 6).float() - affine[1]) @ weight_int.float().T
+    return torch.equal(layer(x), sums * (scale * affine[0]))
 
 
 class OnTheFly:
@@ -53,7 +70,8 @@ class OnTheFly:
 
     def scaled(self, whole: Tensor, scale: float, bias: Tensor | None) -> Tensor:
         shape = [-1, *[1] * (self.weight_int.dim() - 2)]  # channels are the last axis of a Linear, the second of a Conv2d
-        product = (whole * scale).mul_(self.weight_scale.view(shape))  # in this order, as the kernels do
+        weight_scale = self.weight_scale.view(shape)
+        product = whole * (weight_scale * scale) if scales_first() else (whole * scale).mul_(weight_scale)
         return product if bias is None else product + bias.view(shape)
 
 
