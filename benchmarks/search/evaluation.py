@@ -31,7 +31,7 @@ from tasks.core.serial import torch_threads
 from tasks.evolve import stage
 from tasks.evolve.fitness import Evaluator, Protocol, distance, make_sampler, ranges_of, reference_items
 from tasks.evolve.problem import STUDENTS, Problem, chosen_grain, read_problem
-from tasks.evolve.promote import Rival
+from tasks.evolve.promote import Rival, image_losses
 from tasks.evolve.search import search
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import SIMULATED, WIDTHS, apply_precision
@@ -210,7 +210,7 @@ def searched(setting: Setting, target: str, candidates: int) -> tuple:
     def evaluate(asked: Iterable) -> Iterator[float]:
         for candidate in track(asked, candidates, f"search for {target}"):
             items.append((candidate.weights, space.recipe(candidate), space.cost(candidate)))
-            rivals.append(Rival(items[-1][2], promotion.image_losses(warm(items[-1][:2]), references)))
+            rivals.append(Rival(items[-1][2], image_losses(warm(items[-1][:2]), references)))
             yield float(rivals[-1].losses.mean())
 
     rng = np.random.default_rng(setting.params.seed)

@@ -3,16 +3,8 @@
 from collections.abc import Sequence
 from statistics import mean
 
-import numpy as np
-
-from tasks.core.quality import paired_distance
-from tasks.evolve.promote import Rival, decide, with_rival
+from tasks.evolve.promote import Rival, decide, rival_of, with_rival
 from tasks.evolve.search import Evaluation, hypervolume, pareto_front
-
-
-def image_losses(found: np.ndarray, references: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """(images,) whose mean is the candidate's distance."""
-    return np.linalg.norm(found - references[0], axis=1) / paired_distance(references[1], references[0])
 
 
 def replay(stream: Sequence[Rival], few: int, z: float) -> dict[str, float]:
@@ -24,7 +16,7 @@ def replay(stream: Sequence[Rival], few: int, z: float) -> dict[str, float]:
     front: list[Rival] = []
     promoted: list[Rival] = []
     for rival in stream:
-        if decide(rival.cost, rival.losses[:few], front, z).promoted:
+        if decide(rival.losses[:few], rival_of(rival.cost, front), z).promoted:
             promoted.append(rival)
             front = with_rival(front, rival)
     images = len(stream[0].losses)

@@ -44,7 +44,7 @@ from tasks.runtime.solver import Predict, solver_steps
 UNIT_STEPS = (50, 100)
 TEACHER_INTEGERS = "teacher.safetensors"  # whose rounding was learned; a student's are in a file named as its weights'
 CONDITIONS = 64 << 20  # bytes of what is remembered of timesteps and labels
-# ("teacher" | "student", recipe) or (.., .., first image, number of images) -> (images, D) features, float64
+# ("teacher" | "student", recipe) or (.., .., Heat) -> (images, D) features, float64
 Sampler = Callable[[tuple], np.ndarray]
 
 
@@ -85,8 +85,8 @@ def open_weights(teacher: Path, student: Path | None) -> dict[str, Denoiser]:
 
 
 class Evaluator:
-    """What a warm worker calls: (weights, recipe) -> features of all images, (weights, recipe, first, n) -> of n of them, from
-    a multiple of the chunk on: an image has the same features in both.
+    """What a warm worker calls: (weights, recipe) -> features of all images, (weights, recipe, heat) -> of the first few, and
+    of the others if these promise enough. An image has the same features in both.
     """
 
     def __init__(self, weights: dict[str, Denoiser], ranges: dict[str, Ranges], net: nn.Module, protocol: Protocol,
@@ -99,7 +99,17 @@ class Evaluator:
         self.conditions = Predictions(CONDITIONS)
 
     def __call__(self, item: tuple) -> np.ndarray:
-        name, recipe, first, n = item if len(item) == 4 else (*item, 0, self.protocol.images)
+        weights, recipe, *heat = item
+        if not heat:
+            return self.features(weights, recipe, 0, self.protocol.images)
+        few = heat[0].how.images
+        found = self.features(weights, recipe, 0, few)
+        if not heat[0].promotes(found):
+            return found
+        return np.concatenate([found, self.features(weights, recipe, few, self.protocol.images - few)])
+
+    def features(self, name: str, recipe: Recipe, first: int, n: int) -> np.ndarray:
+        """(n, D) of images first .. first + n - 1; first: a multiple of the chunk."""
         denoiser, protocol = self.weights[name], self.protocol
         steps = solver_steps(denoiser.schedule.config, recipe.timesteps, recipe.solver)
         head = digest([name, recipe.precision])

@@ -21,6 +21,7 @@ from tasks.core.serial import Failed, Known
 from tasks.data import features
 from tasks.evolve import conditioning, fitness, prefix
 from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, reference_items
+from tasks.evolve.promote import Contest, image_losses
 from tasks.runtime import cache, integer, precision, solver
 
 # of an evaluation
@@ -70,17 +71,20 @@ class Lab:
     log: EvaluationLog
     lookahead: int
     timeout_s: float
+    images: int                # of an evaluation
+    each_image: bool = False   # whether the log holds losses of images, not distances: a contest needs them
     failures: dict[str, str] = field(default_factory=dict)  # key of an item -> why its evaluation failed
 
-    def results(self, items: Iterable[tuple[str, Recipe]], label: str, summarise: Callable[[np.ndarray], float | list],
-                lookahead: int) -> Iterator[float | list | Failed]:
-        """items: ("teacher" | "student", recipe); summarise: features -> what is logged."""
+    def results(self, items: Iterable[tuple], label: str, summarise: Callable[[np.ndarray], float | list], lookahead: int,
+                enough: Callable[[tuple, list], bool] = lambda item, known: True) -> Iterator[float | list | Failed]:
+        """items: what a worker takes; summarise: features -> what is logged; enough: whether that is all there is to know."""
         keys = []
 
         def unknown() -> Iterator:
-            for weights, recipe in items:
-                keys.append(key_of(weights, recipe))
-                yield Known(self.log.known[keys[-1]]) if keys[-1] in self.log.known else (weights, recipe)
+            for item in items:
+                keys.append(key_of(*item[:2]))
+                known = self.log.known.get(keys[-1])
+                yield item if known is None or not enough(item, known) else Known(known)
 
         def settle(k: int, result):  # as it arrives: a killed search loses what was being computed and nothing else
             if isinstance(result, np.ndarray):
@@ -106,11 +110,35 @@ class Lab:
 
         note: what else there is to say on a line of progress.
         """
-        results = self.results(items, label, lambda found: distance(found, references), self.lookahead)
-        for result in track(results, total, label, note=note):
-            if isinstance(result, Failed):
-                print(f"{label}: a candidate failed: {result.reason}", flush=True)
-            yield None if isinstance(result, Failed) else result
+        def summarise(found: np.ndarray) -> float | list:
+            return image_losses(found, references).tolist() if self.each_image else distance(found, references)
+
+        results = self.results(items, label, summarise, self.lookahead, lambda item, known: self.is_whole(known))
+        for result in succeeded(track(results, total, label, note=note), label):
+            yield result if result is None or not self.each_image else float(np.mean(result))
+
+    def contested(self, contest: Contest, items: Iterable[tuple[str, Recipe, float]], total: int, label: str,
+                  note: Callable[[], str] = str) -> Iterator[float | None]:
+        """As `distances`, but of each item, (weights, recipe, cost), only the first images are evaluated unless these promise
+        enough. Of an item that is asked again and now promises enough, the others are still due."""
+        def enough(item: tuple, known: list) -> bool:
+            return self.is_whole(known) or not item[2].decide(np.array(known)).promoted
+
+        results = self.results(contest.asked(items), label, lambda found: image_losses(found, contest.references).tolist(),
+                               self.lookahead, enough)
+        yield from contest.told(succeeded(track(results, total, label, note=note), label))
+
+    def is_whole(self, known: float | list) -> bool:
+        """Whether all images were seen."""
+        return not self.each_image or len(known) == self.images
+
+
+def succeeded(results: Iterable, label: str) -> Iterator:
+    """None where an evaluation failed, and said."""
+    for result in results:
+        if isinstance(result, Failed):
+            print(f"{label}: a candidate failed: {result.reason}", flush=True)
+        yield None if isinstance(result, Failed) else result
 
 
 def key_of(weights: str, recipe: Recipe) -> str:
@@ -118,23 +146,26 @@ def key_of(weights: str, recipe: Recipe) -> str:
 
 
 def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float,
-             rounding: Path | None = None) -> Lab:
-    """student: the file of distill whose weights are compressed, None for the teacher's own. rounding: see `make_sampler`."""
+             rounding: Path | None = None, each_image: bool = False) -> Lab:
+    """student: the file of distill whose weights are compressed, None for the teacher's own. rounding: see `make_sampler`.
+    each_image: see `Lab`."""
     cluster = inputs.cluster
     make = functools.partial(
         make_sampler, cluster.ship(inputs["pretrain_load"] / "teacher"),
         None if student is None else (cluster.ship(inputs["distill"]), student), cluster.ship(inputs["data"]), protocol,
         None if rounding is None else cluster.ship(rounding))
     cluster.prepare(make)
-    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol, rounding)[:16]}.jsonl")
-    return Lab(cluster, make, log, lookahead, timeout_s)
+    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol, rounding, each_image)[:16]}.jsonl")
+    return Lab(cluster, make, log, lookahead, timeout_s, protocol.images, each_image)
 
 
-def context(inputs: Inputs, student: str | None, protocol: Protocol, rounding: Path | None) -> str:
+def context(inputs: Inputs, student: str | None, protocol: Protocol, rounding: Path | None = None,
+            each_image: bool = False) -> str:
     """Digest of everything but the recipe that an evaluation depends on: weights, feature net, protocol, code."""
     import torch
     read = [*files_of(inputs["pretrain_load"] / "teacher"), inputs["data"] / "features_search.safetensors",
             *([] if student is None else [inputs["distill"] / student]),
             *([] if rounding is None else files_of(rounding)), *(Path(module.__file__) for module in CODE)]
     decides = {name: value for name, value in asdict(protocol).items() if name != "prefix_mb"}
-    return digest([[[path.name, hash_file(path)] for path in read], decides, torch.__version__, integer.available()])
+    hashes = [[path.name, hash_file(path)] for path in read]
+    return digest([hashes, decides, torch.__version__, integer.available(), each_image])

@@ -28,6 +28,7 @@ from tasks.evolve.finalist import with_learned_weights
 from tasks.evolve.fitness import TEACHER_INTEGERS, Protocol, calibration_states, open_weights
 from tasks.evolve.lab import Lab, key_of, open_lab
 from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
+from tasks.evolve.promote import Contest, Promotion
 from tasks.evolve.rounded import write_rounding
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
 from tasks.evolve.space import GROUPINGS, Candidate, Space
@@ -61,6 +62,7 @@ class Params:
     distance_per_loss: float          # distance that stands for a relative FID increase of 1
     seed: int
     protocol: Protocol
+    promotion: Promotion
     strategy: Strategy
 
     def __post_init__(self):
@@ -83,6 +85,10 @@ class Params:
                                        ("timeout_s", self.timeout_s, 1, 10**6),
                                        ("distance_per_loss", self.distance_per_loss, 0, 10**6)):
             check_range(name, value, low, high)
+        images, few = self.protocol.images, self.promotion.images
+        if few and (few == 1 or few >= images or few % self.protocol.chunk):
+            raise ValueError(f"promotion.images: {few} is neither 0 nor a multiple of protocol.chunk, {self.protocol.chunk}, "
+                             f"from 2 to below protocol.images, {images}")
 
     @property
     def tolerated(self) -> float:
@@ -94,17 +100,20 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
     space, student = problem.space(), STUDENTS.get(chosen_grain(inputs))
     rounding = learned_rounding(params, inputs, student, out)
-    lab = open_lab(inputs, student, params.protocol, params.lookahead, params.timeout_s, rounding)
+    promotes = params.promotion.images > 0
+    lab = open_lab(inputs, student, params.protocol, params.lookahead, params.timeout_s, rounding, promotes)
     references = lab.references(problem.teacher.schedule)
     rng = np.random.default_rng(params.seed)
 
     def evolve(space: Space, budget: int, label: str) -> list[Evaluation]:
-        standing = Standing(space.cost)
+        standing, contest = Standing(space.cost), Contest(params.promotion, references)
 
         def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
             total = len(asked) if isinstance(asked, Sized) else budget  # a generation, or the whole search
-            items = ((c.weights, space.recipe(c)) for c in standing.asked(asked))
-            return standing.told(lab.distances(references, items, total, label, standing.line))
+            items = ((c.weights, space.recipe(c), space.cost(c)) for c in standing.asked(asked))
+            if promotes:
+                return standing.told(lab.contested(contest, items, total, label, standing.line))
+            return standing.told(lab.distances(references, (item[:2] for item in items), total, label, standing.line))
 
         return search(space, evaluate, rng, budget, params.strategy, problem.seeds(space))
 

@@ -9,7 +9,7 @@ from benchmarks.results import kept, write
 from benchmarks.search import correlation, evaluation, promotion
 from benchmarks.search.evaluation import Pair, cost_numbers, row
 from benchmarks.search.plain import ON_THE_FLY
-from tasks.evolve.promote import Rival
+from tasks.evolve.promote import Rival, image_losses
 from tasks.evolve.search import Evaluation
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import apply_precision, calibrate_ranges, remove_precision
@@ -56,7 +56,7 @@ def test_a_replay_by_hand():
 def test_image_losses_average_to_the_distance():
     rng = np.random.default_rng(0)
     found, dense, finer = rng.normal(size=(3, 5, 4))
-    assert promotion.image_losses(found, (dense, finer)).mean() == pytest.approx(evaluation.distance(found, (dense, finer)))
+    assert image_losses(found, (dense, finer)).mean() == pytest.approx(evaluation.distance(found, (dense, finer)))
 
 
 def test_judged_candidates_are_spread_over_costs():

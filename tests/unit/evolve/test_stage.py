@@ -12,6 +12,7 @@ from tasks.core.recipe import Recipe
 from tasks.evolve import fitness, lab, rounded
 from tasks.evolve.lab import EvaluationLog
 from tasks.evolve.problem import kinds_of_reuse
+from tasks.evolve.promote import Promotion
 from tasks.runtime.precision import WIDTHS
 from tasks.runtime.rounding import read_integers
 from tests.unit.evolve.toy import PARAMS, artifacts, run
@@ -136,6 +137,30 @@ def test_learned_rounding_is_learned_once_and_found_by_the_workers(folders, tmp_
     mask = load_file(folders["distill"] / "masks_unit.safetensors")["transformer_blocks.0.ff.net.0.proj.weight"].bool()
     assert all(not student["transformer_blocks.0.ff.net.0.proj", bits][~mask].any() for bits in WIDTHS), "zeros stay"
     assert student.keys() == teacher.keys() and not (tmp_path / "nearest" / "rounding").exists()
+
+
+def test_with_promotion_fewer_images_are_evaluated_and_nothing_is_paid_twice(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = replace(PARAMS, protocol=replace(PARAMS.protocol, images=12), promotion=Promotion(images=4, z=0.5), evaluations=40)
+    sampled = []
+    monkeypatch.setattr(fitness, "sample_in_chunks", counted(fitness.sample_in_chunks, sampled))
+    report = run(params, folders, tmp_path / "out")
+    images = [args[4] for args in sampled]
+    (log,) = (tmp_path / "runs" / "evolve").iterdir()
+    lines = log.read_text().splitlines(keepends=True)
+    counts = [len(losses) for _, losses in map(json.loads, lines[2:])]  # the teacher's own features come first
+    assert set(counts) == {4, 12} and sum(images) == sum(counts) + 2 * 12
+    log.write_text("".join(lines[:-3]) + lines[-3][:20])
+    sampled.clear()
+    assert run(params, folders, tmp_path / "again") == report and contents(tmp_path / "again") == contents(tmp_path / "out")
+    assert 3 <= len(sampled) <= 6, "three evaluations, in one or two parts each"
+
+
+def test_promotion_from_a_part_of_a_chunk_is_one_line():
+    for images in (1, 3, 12):
+        with pytest.raises(ValueError, match=f"promotion.images: {images} is neither 0 nor a multiple of protocol.chunk, 4, "
+                                             "from 2 to below protocol.images, 12"):
+            replace(PARAMS, protocol=replace(PARAMS.protocol, images=12), promotion=Promotion(images=images, z=1.0))
 
 
 def test_goal_out_of_reach_is_one_line_with_the_nearest(folders, tmp_path, monkeypatch):

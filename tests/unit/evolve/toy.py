@@ -14,6 +14,7 @@ from tasks.core.params import Goal
 from tasks.data.features import FeatureNet, save_feature_net
 from tasks.evolve import stage
 from tasks.evolve.fitness import Protocol
+from tasks.evolve.promote import Promotion
 from tasks.evolve.search import Strategy
 
 CONFIG = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2,
@@ -29,7 +30,7 @@ PARAMS = stage.Params(
     rounding_steps=0, backend="openvino", batch=8,
     distance_per_loss=60.0, seed=0,
     protocol=Protocol(images=4, seed=1, chunk=4, calibration_steps=4, calibration_images=4, prefix_mb=8),
-    strategy=Strategy(population=8, top=4, random=0.3, crossover=0.2, mutation=0.2))
+    promotion=Promotion(images=0, z=2.0), strategy=Strategy(population=8, top=4, random=0.3, crossover=0.2, mutation=0.2))
 
 
 def artifacts(root: Path) -> dict[str, Path]:
