@@ -71,7 +71,7 @@ class Lab:
     log: EvaluationLog
     lookahead: int
     timeout_s: float
-    images: int                # of an evaluation
+    images: int = 0            # of an evaluation, if each counts
     each_image: bool = False   # whether the log holds losses of images, not distances: a contest needs them
     failures: dict[str, str] = field(default_factory=dict)  # key of an item -> why its evaluation failed
 
