@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks import results
 from benchmarks.cache import rules
-from benchmarks.cache.arms import CONVERGED, SUBLAYERS, Cell
+from benchmarks.cache.arms import CONVERGED, OURS, SUBLAYERS, Cell
 from benchmarks.cache.lab import BATCH, NOISE, Lab, first_pairs, further_pairs, sampled_features, span, trained_router, uniform
 from benchmarks.cache.packages import PACKAGES
 from benchmarks.cache.work import counted_calls
@@ -29,7 +29,7 @@ from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.machine import describe
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import cached_network, initial_noise, labels_for, sample
+from tasks.core.sampler import cached_network, initial_noise, labels_for, sample, trajectory
 from tasks.fid.measure import losses
 from tasks.runtime.graph import live_graph
 from tasks.runtime.solver import Predict
@@ -176,7 +176,30 @@ def timed(cells: list[Cell], lab: Lab) -> dict[str, dict[str, float]]:
             ratios = [u / own for u, own in zip(uncached, times[case.key], strict=True)]
             found[name] |= {f"latency_ms_{backend}": 1e3 * statistics.median(times[case.key]),
                             f"speedup_{backend}": statistics.median(ratios)}
+            if cells[0].arm.name == OURS and name != base.variant:
+                found[name] |= step_times(runs[name], lab, backend)
     return found
+
+
+def step_times(run: Run, lab: Lab, backend: str) -> dict[str, float]:
+    """Median ms of the steps of a cached run that compute all blocks, of those that skip them, and of these right after one of
+    the former."""
+    whole_steps = [all(row) for row in run.recipe.cache.compute]
+    noise, labels = noise_and_labels(lab)
+    predict, elapsed = predictor(run, lab, backend), []
+    for _ in range(1 + lab.sizes.repeats):  # the first one warms up
+        began, times = time.perf_counter(), []
+        for _ in trajectory(predict, lab.teacher.schedule, run.recipe, noise, labels):
+            times.append(1e3 * (time.perf_counter() - began))
+            began = time.perf_counter()
+        elapsed.append(times)
+    found: dict[str, list[float]] = {}
+    for times in elapsed[1:]:
+        for i, (ms, whole) in enumerate(zip(times, whole_steps, strict=True)):
+            after_whole = not whole and whole_steps[i - 1]
+            for kind in ("whole",) if whole else ("skipped", "skipped_after_whole") if after_whole else ("skipped",):
+                found.setdefault(f"{kind}_ms_{backend}", []).append(ms)
+    return {name: statistics.median(times) for name, times in found.items()}
 
 
 def predicted(run: Run, lab: Lab, nfe: int) -> dict[str, float]:
@@ -191,10 +214,17 @@ def predicted(run: Run, lab: Lab, nfe: int) -> dict[str, float]:
 
 
 def whole(run: Run, lab: Lab, backend: str) -> Callable[[], torch.Tensor]:
-    teacher = lab.teacher
-    noise, labels = (initial_noise(teacher.sample_shape, range(BATCH), NOISE), labels_for(range(BATCH), teacher.num_classes))
-    predict = live_graph(lab.teacher, run.recipe, BATCH) if backend == "openvino" else run.predict
-    return lambda: sample(predict, teacher.schedule, run.recipe, noise, labels)
+    (noise, labels), predict = noise_and_labels(lab), predictor(run, lab, backend)
+    return lambda: sample(predict, lab.teacher.schedule, run.recipe, noise, labels)
+
+
+def noise_and_labels(lab: Lab) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of the batch that is timed."""
+    return (initial_noise(lab.teacher.sample_shape, range(BATCH), NOISE), labels_for(range(BATCH), lab.teacher.num_classes))
+
+
+def predictor(run: Run, lab: Lab, backend: str) -> Predict:
+    return live_graph(lab.teacher, run.recipe, BATCH) if backend == "openvino" else run.predict
 
 
 def machine() -> str:

@@ -1,4 +1,5 @@
-"""Studies of the search. `python -m benchmarks.search efficiency [--few] [--strategy NAME] [--seed K] [--workers W]`.
+"""Studies of the search. `python -m benchmarks.search efficiency [--few] [--strategy NAME] [--seed K] [--workers W]`,
+`python -m benchmarks.search bitops [--few] [--only PART]`.
 
 Numbers go to results.csv as they are had, evaluations to a log below runs/evolve: a stopped study goes on where it was. It runs
 in an environment of its own below runs/search, which it builds once. `python -m benchmarks.search plot` draws what there is.
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.environment import Environment
-from benchmarks.search.curves import SEEDS, STRATEGIES
+from benchmarks.search.curves import BITOPS, SEEDS, STRATEGIES
 from benchmarks.search.plot import draw
 
 HOME, WORK = Path(__file__).parent, Path("runs/search")
@@ -21,6 +22,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("command", choices=("efficiency", "bitops", "plot"))
     parser.add_argument("--few", action="store_true", help="a trial in a minute, below runs/search/few")
     parser.add_argument("--strategy", choices=STRATEGIES, help="one strategy")
+    parser.add_argument("--only", choices=BITOPS, help="one part of bitops")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="one seed")
     parser.add_argument("--workers", type=int, default=1, help="processes that evaluate; results do not depend on it")
     return parser.parse_args(arguments)
@@ -38,7 +40,8 @@ def carry_out(asked: argparse.Namespace) -> None:
                   sizes.seeds if asked.seed is None else (asked.seed,))
     if asked.command == "bitops":
         from benchmarks.search import bitops
-        bitops.Study(bitops.FEW if asked.few else bitops.FULL, work, found, asked.workers).run()
+        study = bitops.Study(bitops.FEW if asked.few else bitops.FULL, work, found, asked.workers)
+        study.run(BITOPS if asked.only is None else [asked.only])
         return
     draw(results.read(found), found.with_name("curves.png"))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.search.correlation import sample_features
-from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS
+from benchmarks.search.curves import DULL_SPACINGS, EQUAL
 from benchmarks.search.efficiency import (
     LOOKAHEAD,
     SOLVERS,
@@ -196,12 +196,12 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(recipe.to_json()) + "\n")
 
-    def run(self) -> None:
-        """Rows of a part replace those it had."""
-        parts = {f"steps{steps}": functools.partial(self.compared_at_few_steps, steps) for steps in FEW_STEPS}
-        for name, part in {"equal": self.compared_at_equal_quality, **parts}.items():
+    def run(self, parts: Iterable[str]) -> None:
+        """parts: of `curves.BITOPS`. Rows of a part replace those it had."""
+        for name in parts:
             began = time.monotonic()
-            found = list(part())
+            found = list(self.compared_at_equal_quality() if name == EQUAL else
+                         self.compared_at_few_steps(int(name.removeprefix("steps"))))
             found += rows(f"seconds_{name}", {"seconds": time.monotonic() - began}, "what an earlier run kept is not in it")
             own = {row["variant"] for row in found}
             results.replace(self.results, lambda row, own=own: row["variant"] in own, found)

@@ -7,6 +7,8 @@ SEEDS = (0, 1, 2)
 EVALUATIONS = 1000  # of every search: N
 FEW_STEPS = (5, 6)                     # at which searched lists are held against
 DULL_SPACINGS = ("uniform", "logsnr")  # these of every solver
+EQUAL = "equal"
+BITOPS = (EQUAL, *(f"steps{steps}" for steps in FEW_STEPS))  # parts of the study of BitOPs
 Curve = Sequence[tuple[int, float]]  # (evaluations, hypervolume), by rising evaluations
 
 
