@@ -229,9 +229,15 @@ def test_bitops_are_those_of_the_last_point_that_was_judged(tmp_path):
     assert all(outcome.holds for outcome in found.values())
 
 
+def test_who_is_not_as_good_is_said(tmp_path):
+    found = bitops_claims(tmp_path, lambda v, m, good: 0.2 if (v, m) == ("ours.1", "loss_upper95") else good)
+    assert found["bitops_of_eight_bits"].measured == "none is as good: ours loses up to 20.0%"
+
+
 @pytest.mark.parametrize("variant, metric, value, words", [
-    ("ours.1", "loss_upper95", 0.051, ["not measured", "not measured", "holds"]),   # nothing of ours is as good
-    ("dull.0", "loss_upper95", 0.051, ["holds", "not measured", "holds"]),
+    ("ours.1", "loss_upper95", 0.051, ["falls short", "falls short", "holds"]),   # nothing of ours is as good
+    ("dull.0", "loss_upper95", 0.051, ["holds", "falls short", "holds"]),
+    ("w8a8_100", "cost", None, ["not measured", "holds", "holds"]),
     ("dull.0", "cost", 0.14, ["holds", "falls short", "holds"]),
     ("ours.1", "cost", 0.11, ["falls short", "falls short", "holds"]),
     ("steps6.dpm2m_logsnr", "loss_upper95", 0.01, ["holds", "holds", "falls short"]),
