@@ -90,11 +90,12 @@ def sums(plan: CachePlan, timesteps: Sequence[int]) -> dict[str, list]:
 
 
 def step_forms(terms: dict[str, list], steps: int) -> list[Form]:
-    """terms: as `sums` returns them. Putting outputs out takes time, so a step that no later one needs keeps nothing; one that
-    is needed keeps all that it can, so that a step mask has two forms at most."""
+    """terms: as `sums` returns them. A step that is needed later keeps all that it can, so that a step mask has two forms at
+    most. To put outputs out takes time, so where there are several, a step that no later one needs keeps nothing; a single one
+    takes less than the switch to another graph, whose weights are a copy of their own, cold in the caches."""
     summed = any([weight for _, weight in found] not in ([], [1]) for rows in terms.values() for found in rows)
     most = {name: max(map(len, rows)) for name, rows in terms.items()}
-    needed = {source for rows in terms.values() for found in rows for source, _ in found}
+    needed = range(steps) if len(terms) == 1 else {s for rows in terms.values() for found in rows for s, _ in found}
     return [Form(tuple((name, most[name]) for name, rows in terms.items() if rows[step]),
                  tuple(name for name, rows in terms.items() if not rows[step]) if step in needed else (), summed)
             for step in range(steps)]
