@@ -218,7 +218,7 @@ def test_curves_hold_the_points_that_have_both_numbers():
             for value, removed, fidelity in ((0.1, 0.1, 1.0), (0.25, 0.25, 2.0))
             for metric, number in (("removed_share", removed), ("fidelity", fidelity))]
     assert plot.curves(rows, "mnist_dit", "ddim20", "removed_share") == {"fewer_steps": [(0.9, 1.0), (0.75, 2.0)]}
-    assert plot.curves(rows, "mnist_dit", "ddim20", "latency_ms_eager") == {}
+    assert plot.curves(rows, "mnist_dit", "ddim20", "speedup_eager") == {}
     assert plot.curves(rows, "mnist_unet", "ddim20", "removed_share") == {}
 
 
