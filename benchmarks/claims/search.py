@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from benchmarks.claims.claim import Outcome, at_least, at_most, claim, study, values
-from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, SEEDS, curves, shares
+from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, MARGIN, SEEDS, curves, shares
 from tasks.runtime.solver import SOLVERS
-
-QUALITY = 0.05  # relative FID increase that counts as equal
 
 
 def fewer_evaluations(root: Path, opponent: str, bar: float) -> Outcome:
@@ -53,7 +51,7 @@ def fewer_bitops(bar: float, own: dict[str, float], base: dict[str, float]) -> O
     """Of the base over ours, where both are as good as W8A8 at 100 steps, 95 % bound."""
     if not own or not base:
         return at_least(bar, [], "x")
-    worse = {name: point["loss_upper95"] for name, point in (("ours", own), ("dull", base)) if point["loss_upper95"] > QUALITY}
+    worse = {name: point["loss_upper95"] for name, point in (("ours", own), ("dull", base)) if point["loss_upper95"] > MARGIN}
     if worse:
         said = ", ".join(f"{name} loses up to {bound:.1%}" for name, bound in worse.items())
         return Outcome(f">= {bar:g}x", f"none is as good: {said}", False)

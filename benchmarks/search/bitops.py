@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.search.correlation import sample_features
-from benchmarks.search.curves import DULL_SPACINGS, EQUAL
+from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN
 from benchmarks.search.efficiency import (
     LOOKAHEAD,
     SOLVERS,
@@ -50,7 +50,7 @@ from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 STEPS, BUDGETS = (4, 20), (0.0, 0.1, 0.25, 0.4)    # of the search
 REUSE = ((2, "learned"), (2, "none"))              # all blocks at once: a step computes them or does not
 DULL_STEPS, DULL_BITS = (4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20), (4, 5, 6, 7, 8)
-MARGIN, RESAMPLES = 0.05, 1000                     # relative FID increase that still counts as equal; of the bootstrap
+RESAMPLES = 1000                                   # of the bootstrap
 HOPED = MARGIN / 2                                 # increase, on the noise that chooses, of a point that is worth judging
 CHOOSING, JUDGING = 51_000, 52_000                 # seeds of noise: neither the search's nor fid's
 FINALISTS = 8                                      # lists of few steps, nearest first, of which the choosing noise takes one

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 STRATEGIES = ("ours", "random", "tmpq_dm", "optuna")
 SEEDS = (0, 1, 2)
 EVALUATIONS = 1000  # of every search: N
+MARGIN = 0.05       # relative FID increase that still counts as equal
 FEW_STEPS = (5, 6)                     # at which searched lists are held against
 DULL_SPACINGS = ("uniform", "logsnr")  # these of every solver
 EQUAL = "equal"

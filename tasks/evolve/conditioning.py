@@ -1,7 +1,6 @@
 """What a network makes of timestep and label alone: computed once for all candidates that have its layers at the same bits.
 
-These are dozens of tiny operations at every step, a quarter of the time that a small network takes for 16 images. What comes
-out is the same bit for bit.
+These are dozens of tiny operations at every step. What comes out is the same bit for bit.
 """
 
 import contextlib

@@ -240,7 +240,7 @@ class GraphPredictor:
 
 
 class Given:
-    """What a request reads and writes, bound to it once: a step that skips all blocks takes no longer than to bind it anew."""
+    """What a request reads and writes, bound to it once and not at every step."""
 
     def __init__(self, request, form: Mapping, labelled: bool):
         """form: of `graph.json`."""
