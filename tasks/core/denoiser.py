@@ -171,7 +171,15 @@ def load(folder: str | Path) -> Denoiser:
     except Exception as error:  # safetensors and diffusers raise a dozen kinds for a damaged file
         raise ValueError(f"{weights}: cannot be read as {class_name}: {str(error).splitlines()[0]}") from error
     schedule = read_block(folder / "scheduler" / "scheduler_config.json")
-    return Denoiser(model.eval().requires_grad_(False), Schedule.from_config(schedule))
+    return Denoiser(in_channels_last(model).eval().requires_grad_(False), Schedule.from_config(schedule))
+
+
+def in_channels_last(model: nn.Module) -> nn.Module:
+    """Convolution weights in the memory order that a CPU's kernels want: a DiT's patch embedding takes a ninth of the time."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return model
 
 
 def read_block(path: Path) -> dict:
@@ -185,7 +193,7 @@ def save(denoiser: Denoiser, folder: str | Path, dtype: torch.dtype = torch.floa
     """Write a diffusers pipeline folder that `load` and plain diffusers read."""
     import copy
     folder = Path(folder)
-    model = denoiser.model if dtype == torch.float32 else copy.deepcopy(denoiser.model).to(dtype)
+    model = copy.deepcopy(denoiser.model).to(dtype, memory_format=torch.contiguous_format)  # the one that safetensors writes
     class_name = type(model).__name__
     part = ARCHITECTURES[class_name]
     model.save_pretrained(folder / part, safe_serialization=True)

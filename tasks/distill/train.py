@@ -167,13 +167,14 @@ class Transfer:
         self.flips_at_freeze = saved["flips_at_freeze"]
 
     def student(self, curve: list[tuple[int, float]]) -> Student:
-        """The EMA under its frozen masks, once all steps are done."""
+        """The EMA under its frozen masks, once all steps are done; in the memory order of a file."""
         if self.frozen is None:
             self.freeze(self.settings.steps)
-        weights = {name: tensor.masked_fill(~self.frozen[name], 0) if name in self.frozen else tensor.clone()
+        frozen = {name: mask.contiguous() for name, mask in self.frozen.items()}
+        weights = {name: (tensor.masked_fill(~frozen[name], 0) if name in frozen else tensor.clone()).contiguous()
                    for name, tensor in self.ema.module.state_dict().items()}
         rows = [(*row, rate) for row, rate in zip(curve, self.flips, strict=True)]
-        return Student(weights, self.frozen, rows, self.flips_at_freeze)
+        return Student(weights, frozen, rows, self.flips_at_freeze)
 
 
 @torch.no_grad()

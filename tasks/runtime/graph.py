@@ -271,8 +271,9 @@ class Kept:
         self.terms = terms
         self.last_use = {name: {source: step for step, found in enumerate(rows) for source, _ in found}
                          for name, rows in terms.items()}
-        self.held: dict[str, dict[int, object]] = {name: {} for name in terms}  # computed step -> tensor
-        self.spare: dict[str, list] = {name: [] for name in terms}
+        self.tensors: dict[str, list] = {name: [] for name in terms}
+        self.held: dict[str, dict[int, int]] = {name: {} for name in terms}  # computed step -> place in tensors
+        self.spare: dict[str, list[int]] = {name: [] for name in terms}      # places
 
     def reset(self) -> None:
         """A new trajectory: nothing is kept of one that ended early."""
@@ -282,7 +283,8 @@ class Kept:
 
     def read(self, skipped: Sequence[tuple[str, int]], step: int) -> tuple[list, list[float]]:
         """-> the tensors that the step's skipped outputs are made of, and their weights. skipped: (sublayer, how many);
-        where there are fewer yet, the oldest stands in with weight 0."""
+        where there are fewer yet, the oldest stands in with weight 0. Those of one sublayer come by their places and not by
+        their age, so that most find themselves bound to the input where they were."""
         tensors, weights = [], []
         for name, most in skipped:
             found = self.terms[name][step]
@@ -291,15 +293,19 @@ class Kept:
                 if source not in self.held[name]:
                     raise ValueError(f"graph: {name}: step {step} reuses the output of step {source}, but none is kept; a "
                                      "trajectory starts at step 0")
-            tensors += [self.held[name][source] for source, _ in padded]
-            weights += [weight for _, weight in padded]
+            placed = sorted((self.held[name][source], weight) for source, weight in padded)
+            tensors += [self.tensors[name][place] for place, _ in placed]
+            weights += [weight for _, weight in placed]
         return tensors, weights
 
     def write(self, name: str, step: int, like) -> object:
         """-> the tensor that this step's output goes to; like: one of its shape."""
         import openvino as ov
-        self.held[name][step] = self.spare[name].pop() if self.spare[name] else ov.Tensor(like.element_type, like.shape)
-        return self.held[name][step]
+        tensors, spare = self.tensors[name], self.spare[name]
+        if not spare:
+            tensors.append(ov.Tensor(like.element_type, like.shape))
+        place = self.held[name][step] = spare.pop() if spare else len(tensors) - 1
+        return tensors[place]
 
     def release(self, step: int) -> None:
         """What no step after this one needs is free again."""

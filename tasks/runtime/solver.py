@@ -72,18 +72,19 @@ def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) 
 
 def advance(step: SolverStep, x: Tensor, prediction: Tensor, previous: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     """x and the prediction at step.t, the x0 of the step before -> x at the next timestep, x0."""
-    x0 = step.p * x + step.q * prediction
+    x0 = (step.p * x).add_(prediction, alpha=step.q)
     if clip is not None:
-        x0 = x0.clamp(-clip, clip)
-    return step.a * x + step.b * x0 + (step.c * previous if step.c else 0.0), x0
+        x0.clamp_(-clip, clip)
+    following = (step.a * x).add_(x0, alpha=step.b)
+    return following.add_(previous, alpha=step.c) if step.c else following, x0
 
 
 def integrate(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None,
               clip: float | None) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (step, x before it, x0 predicted in it); the last x0 is the sample. clip: bound of |x0|, None for latents."""
     x, x0 = noise, torch.zeros_like(noise)
-    for i, s in enumerate(steps):
-        t = torch.full((len(x),), s.t, dtype=torch.int64, device=x.device)
+    times = torch.tensor([s.t for s in steps], device=x.device)[:, None].repeat(1, len(x))
+    for i, (s, t) in enumerate(zip(steps, times, strict=True)):
         following, x0 = advance(s, x, predict(x, t, labels, i), x0, clip)
         yield i, x, x0
         x = following
