@@ -1,5 +1,6 @@
 """Timestep lists, noise and the sampling loop of the pipeline; the solvers themselves are `runtime/solver.py`."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -90,8 +91,8 @@ def trajectory(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tens
 def sample(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
            guidance: float = 1.0, null_label: int = 0) -> Tensor:
     """-> NCHW images in [-1, 1]."""
-    for _, _, x0 in trajectory(predict, schedule, recipe, noise, labels, guidance, null_label):
-        pass  # nothing of a step outlives the next one, so that the small tensors of both stay in the CPU's caches
+    # nothing of a step outlives the next one, so the small tensors of all of them stay in the CPU's caches
+    [(_, _, x0)] = deque(trajectory(predict, schedule, recipe, noise, labels, guidance, null_label), maxlen=1)
     return x0
 
 
