@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 
 import numpy as np
@@ -39,6 +40,7 @@ TEACHER = Path("tasks/pretrain_load/teachers/mnist_dit")
 PARTS = ("workers", "log", "two_workers")
 WORKERS, SLEEP_S, EVALUATIONS = 64, 0.25, 6400
 LOGGED = (10_000, 100_000)   # evaluations of the shorter and of the longer log
+IDLE_S = 5.0                 # for which workers are watched that have nothing to do
 ROUNDS, ROUND_S = 7, 6.0     # of the comparison with matrix products; seconds of each of its four parts
 BOUND = 0.0125               # of the cost: a tenth of W8A8 at 100 steps, as a share of fp32 at 50
 REFERENCES = np.zeros((1, 1)), np.ones((1, 1))  # so that a distance is the feature itself
@@ -107,7 +109,48 @@ def measure_workers(workers: int, evaluations: int) -> dict[str, float]:
         cluster.close()
     assert len(told) == len(lab.log.known) == evaluations
     return {"workers_busy": evaluations * SLEEP_S / (workers * wall), "driver_ms": 1e3 * (wall - sum(waited)) / evaluations,
-            "driver_cpu_ms": 1e3 * cpu / evaluations, "evaluations_per_s": evaluations / wall}
+            "driver_cpu_ms": 1e3 * cpu / evaluations, "evaluations_per_s": evaluations / wall,
+            **measure_bare(workers, evaluations)}
+
+
+def measure_bare(workers: int, calls: int) -> dict[str, float]:
+    """The same sleeps in as many actors of Ray alone, on the Ray that is there: no items, no results, no search. What a machine
+    cannot do here it cannot do for a search."""
+    import ray
+
+    class Sleeper:
+        def sleep(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    actors = [ray.remote(Sleeper).options(num_cpus=1).remote() for _ in range(workers)]
+    ray.get([actor.sleep.remote(0) for actor in actors])
+    idle = cpu_seconds("ray::"), time.perf_counter()
+    time.sleep(IDLE_S)
+    cores = (cpu_seconds("ray::") - idle[0]) / (time.perf_counter() - idle[1])
+    ended: SimpleQueue = SimpleQueue()
+
+    def ask(actor) -> None:
+        actor.sleep.remote(SLEEP_S).future().add_done_callback(lambda _: ended.put(actor))
+
+    began = time.perf_counter()
+    for actor in actors:
+        ask(actor)
+    for k in range(calls):
+        actor = ended.get()
+        if k + workers < calls:
+            ask(actor)
+    wall = time.perf_counter() - began
+    for actor in actors:
+        ray.kill(actor)
+    return {"workers_busy_bare": calls * SLEEP_S / (workers * wall), "workers_idle_cores": cores}
+
+
+def cpu_seconds(name: str) -> float:
+    """Of all processes whose names begin so."""
+    import psutil
+    times = [process.info["cpu_times"] for process in psutil.process_iter(["name", "cpu_times"])
+             if (process.info["name"] or "").startswith(name) and process.info["cpu_times"]]
+    return sum(one.user + one.system for one in times)
 
 
 

@@ -4,7 +4,8 @@ A MAC is one multiply-accumulate of a Linear, a Conv2d or an attention product (
 embedding lookups are not counted. BitOPs = sum of MACs x weight bits x activation bits (for a product: the bits of both sides).
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,14 +107,29 @@ def macs(costs: list[LayerCost], recipe: Recipe) -> int:
     return round(sum(c.macs * evaluations(c, recipe) * density(c, recipe) for c in costs))
 
 
-def bitops(costs: list[LayerCost], recipe: Recipe) -> int:
+def bitops(costs: Sequence[LayerCost], recipe: Recipe) -> int:
     """Per image, over all steps (TMPQ-DM's definition, with every term at the same batch and all steps added)."""
-    total, tokens, densities = 0, recipe.precision, densities_of(recipe)
-    for c in costs:  # a search asks for this a dozen times a candidate: plain, and each fact looked up once
-        weight, activation = bits(tokens.get(c.name, "fp32"))
-        per_mac = (activation if c.kind == "attention_product" else weight) * activation
-        total += c.macs * evaluations(c, recipe) * densities.get(c.name, 1.0) * per_mac
-    return round(total)
+    return bitops_counter(costs)(recipe)
+
+
+def bitops_counter(costs: Sequence[LayerCost]) -> Callable[[Recipe], int]:
+    """`bitops` of one network. A search asks for it a dozen times a candidate: what no recipe changes is looked up once."""
+    layers = [(c.name, c.macs, functools.partial(bitops_per_mac, kind=c.kind)) for c in costs]
+
+    def count(recipe: Recipe) -> int:
+        token, kept = recipe.precision.get, densities_of(recipe)
+        once = [macs * per_mac(token(name, "fp32")) for name, macs, per_mac in layers]
+        if kept or recipe.cache:
+            return round(sum(n * evaluations(c, recipe) * kept.get(c.name, 1.0) for n, c in zip(once, costs, strict=True)))
+        return recipe.nfe * sum(once)
+
+    return count
+
+
+@functools.cache
+def bitops_per_mac(token: str, kind: str) -> int:
+    weight, activation = bits(token)
+    return activation * (activation if kind == "attention_product" else weight)
 
 
 def size_bytes(costs: list[LayerCost], precision: Mapping[str, str], densities: Mapping[str, float], other: int = 0) -> int:

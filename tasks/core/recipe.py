@@ -68,9 +68,9 @@ class Recipe:
             raise ValueError(f"recipe: timesteps {list(steps)} are not strictly decreasing from T - 1 to 0")
         if self.cache is not None and len(self.cache.compute) != len(steps):
             raise ValueError(f"recipe: the cache plan has {len(self.cache.compute)} steps, the timestep list {len(steps)}")
-        for layer, token in self.precision.items():
-            if not is_precision(token):
-                raise ValueError(f"recipe: precision {token!r} of {layer} is not fp32, bf16 or w3..8a3..8")
+        if not all(map(is_precision, set(self.precision.values()))):
+            layer, token = next((layer, token) for layer, token in self.precision.items() if not is_precision(token))
+            raise ValueError(f"recipe: precision {token!r} of {layer} is not fp32, bf16 or w3..8a3..8")
 
     @property
     def nfe(self) -> int:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from tasks.core.cost import LayerCost, bitops, density, evaluations, size_bytes
+from tasks.core.cost import LayerCost, bitops_counter, density, evaluations, size_bytes
 from tasks.core.denoiser import Denoiser
 from tasks.core.latency import Times
 from tasks.core.params import Goal
@@ -40,8 +40,9 @@ def latency(costs: Sequence[LayerCost], times: Times, dense: Recipe) -> RecipeCo
 
 
 def bitops_share(costs: Sequence[LayerCost], dense: Recipe) -> RecipeCost:
-    whole = bitops(list(costs), dense)
-    return lambda recipe: bitops(list(costs), recipe) / whole
+    count = bitops_counter(costs)
+    whole = count(dense)
+    return lambda recipe: count(recipe) / whole
 
 
 def weights_bytes(costs: Sequence[LayerCost], parameters: int) -> RecipeCost:

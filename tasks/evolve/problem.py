@@ -159,7 +159,7 @@ def cost_of(target: str, teacher: Denoiser, dense: Recipe, times: Times | None) 
 def to_recipe(candidate: Candidate, layers: Sequence[str], sparsity: Mapping | None, plan: Planner) -> Recipe:
     """A layer's token is made of its genes: "w8a8", or "w4" and "a6"."""
     each = len(candidate.genes) // max(1, len(layers))
-    tokens = ("".join(candidate.genes[i * each: (i + 1) * each]) for i in range(len(layers)))
+    tokens = map("".join, zip(*[iter(candidate.genes)] * each, strict=True))
     precision = {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
     return Recipe(timesteps=candidate.timesteps, solver=candidate.solver, precision=precision,
                   sparsity=sparsity if candidate.weights == "student" else None,

@@ -6,7 +6,6 @@ searched too. Its candidates beyond the bound are thrown away, ours are repaired
 """
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -72,16 +71,21 @@ class Space:
         A choice counts half of the next cheaper one, as the rounding error of a bit more. Genes with one menu also count
         together, so that before a gene is known it is taken for one like the others.
         """
-        damage = [2.0 ** -menu.index(gene) for menu, gene in zip(self.menus, candidate.genes, strict=True)]
-        alike = defaultdict(float)
-        for menu, part in zip(self.menus, damage, strict=True):
-            alike[menu] += part
+        damages, alike = self._damages
+        damage = [of_choice[gene] for of_choice, gene in zip(damages, candidate.genes, strict=True)]
         kind = [candidate.cache * (candidate.reuse == reuse) for reuse in self.reuse]
         steps, solver = len(candidate.timesteps), [candidate.solver == s for s in self.solvers]
-        places = np.linspace(0, steps, COURSE, endpoint=False)
+        places = np.arange(COURSE) * (steps / COURSE)
         course = np.interp(places, np.arange(steps + 1), [*candidate.timesteps, 0]) / self.horizon
-        return np.concatenate([damage, list(alike.values()), course, course**2, solver, np.divide(solver, steps),
-                               kind, [np.log(steps), candidate.weights == self.weights[0]]])
+        return np.array([*damage, *np.bincount(alike, damage), *course, *course**2, *solver, *(s / steps for s in solver),
+                         *kind, np.log(steps), candidate.weights == self.weights[0]], float)
+
+    @functools.cached_property
+    def _damages(self) -> tuple[list[dict[str, float]], list[int]]:
+        """For every gene what each of its choices counts, and the place of its menu among the distinct ones."""
+        distinct = list(dict.fromkeys(self.menus))
+        return ([{choice: 2.0**-rank for rank, choice in enumerate(menu)} for menu in self.menus],
+                [distinct.index(menu) for menu in self.menus])
 
     def cheapest(self) -> Candidate:
         """The fewest steps, the cheapest choice of every gene, the largest cache budget."""
@@ -104,7 +108,9 @@ class Space:
             return choose(menu, rng) if rng.random() < probability else now
 
         timesteps = self.timesteps or mutate_timesteps(parent.timesteps, self.horizon, self.steps, probability, rng)
-        genes = tuple(map(maybe, self.menus, parent.genes))
+        draw = rng.random  # a hundred genes, for every offspring
+        genes = tuple([choose(menu, rng) if draw() < probability else gene
+                       for menu, gene in zip(self.menus, parent.genes, strict=True)])
         rest = (maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver), maybe(self.weights, parent.weights),
                 maybe(self.reuse, parent.reuse))
         return self.repair(Candidate(timesteps, genes, *rest), rng)
@@ -114,7 +120,8 @@ class Space:
         def either(x, y):
             return x if rng.random() < 0.5 else y
 
-        timesteps, genes = cross_timesteps(a.timesteps, b.timesteps, rng), tuple(map(either, a.genes, b.genes))
+        timesteps, draw = cross_timesteps(a.timesteps, b.timesteps, rng), rng.random
+        genes = tuple([x if draw() < 0.5 else y for x, y in zip(a.genes, b.genes, strict=True)])
         rest = (either(a.cache, b.cache), either(a.solver, b.solver), either(a.weights, b.weights),
                 either(a.reuse, b.reuse))
         return self.repair(Candidate(timesteps, genes, *rest), rng)
