@@ -12,14 +12,13 @@ Left out: quality on the holdout and with fresh noise (fid judges that); the sea
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tasks.core.artifacts import Inputs, Report, read_json, write_json
-from tasks.core.denoiser import Denoiser
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.quality import paired_distance
 from tasks.core.recipe import Recipe
@@ -27,7 +26,7 @@ from tasks.evolve.costs import bound_of
 from tasks.evolve.finalist import with_learned_weights
 from tasks.evolve.fitness import TEACHER_INTEGERS, Protocol, calibration_states, open_weights
 from tasks.evolve.lab import Lab, key_of, open_lab
-from tasks.evolve.problem import STUDENTS, chosen_grain, read_problem
+from tasks.evolve.problem import STUDENTS, Problem, chosen_grain, read_problem
 from tasks.evolve.promote import Contest, Promotion
 from tasks.evolve.rounded import write_rounding
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
@@ -99,32 +98,17 @@ class Params:
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
     space, student = problem.space(), STUDENTS.get(chosen_grain(inputs))
-    rounding = learned_rounding(params, inputs, student, out)
-    promotes = params.promotion.images > 0
-    lab = open_lab(inputs, student, params.protocol, params.lookahead, params.timeout_s, rounding, promotes)
-    references = lab.references(problem.teacher.schedule)
-    rng = np.random.default_rng(params.seed)
+    lab = open_lab(inputs, student, params.protocol, params.lookahead, params.timeout_s,
+                   learned_rounding(params, inputs, student, out), params.promotion.images > 0)
+    searches = Searches(params, problem, lab, lab.references(problem.teacher.schedule), np.random.default_rng(params.seed))
 
-    def evolve(space: Space, budget: int, label: str) -> list[Evaluation]:
-        standing, contest = Standing(space.cost), Contest(params.promotion, references)
-
-        def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
-            total = len(asked) if isinstance(asked, Sized) else budget  # a generation, or the whole search
-            items = ((c.weights, space.recipe(c), space.cost(c)) for c in standing.asked(asked))
-            if promotes:
-                return standing.told(lab.contested(contest, items, total, label, standing.line))
-            return standing.told(lab.distances(references, (item[:2] for item in items), total, label, standing.line))
-
-        return search(space, evaluate, rng, budget, params.strategy, problem.seeds(space))
-
-    told = evolve(space, params.evaluations, "evolve")
+    told = searches.of(space, params.evaluations, "evolve")
     best = least_distance(told)
     steps, bits = problem.space_of_timesteps(len(best.candidate.timesteps)), problem.space_of_precision()
-    by_steps = evolve(steps, params.single_evaluations, "evolve timesteps alone")
-    by_bits = evolve(bits, params.single_evaluations, "evolve precision alone")
+    by_steps = searches.of(steps, params.single_evaluations, "evolve timesteps alone")
+    by_bits = searches.of(bits, params.single_evaluations, "evolve precision alone")
     single = {"timesteps": (steps, least_distance(by_steps)), "precision": (bits, least_cost(by_bits, params.tolerated))}
-
-    recipe, learned = finalist(best, space.recipe(best.candidate), problem.teacher, lab, references, params.protocol, inputs)
+    recipe, learned = finalist(best, space.recipe(best.candidate), searches, inputs)
 
     write_json(out / "recipe.json", recipe.to_json())
     write_json(out / "single.json", {name: within.recipe(e.candidate).to_json() for name, (within, e) in single.items()})
@@ -132,9 +116,37 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     write_evaluations(out / "evaluations.jsonl", space, told, lab.failures)
     return Report({
         "evaluations": len(told), "failed": sum(e.loss is None for e in told), "grain": problem.grain,
-        "unit": paired_distance(*references), "best": facts(space, best), "distance_with_learned_weights": learned,
+        "unit": paired_distance(*searches.references), "best": facts(space, best), "distance_with_learned_weights": learned,
         "hypervolume": growth(told), "goal": goal_facts(params, told, best),
         "single": {name: facts(*found) for name, found in single.items()}})
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Searches of one problem in one lab, one after the other from one stream of random numbers."""
+
+    params: Params
+    problem: Problem
+    lab: Lab
+    references: tuple[np.ndarray, np.ndarray]
+    rng: np.random.Generator
+
+    def of(self, space: Space, budget: int, label: str) -> list[Evaluation]:
+        """As `search` returns them; the log's lines show how they stand."""
+        standing, contest = Standing(space.cost), Contest(self.params.promotion, self.references)
+
+        def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
+            total = len(asked) if isinstance(asked, Sized) else budget  # a generation, or the whole search
+            items = ((c.weights, space.recipe(c), space.cost(c)) for c in standing.asked(asked))
+            if self.lab.each_image:
+                return standing.told(self.lab.contested(contest, items, total, label, standing.line))
+            return standing.told(self.distances((item[:2] for item in items), total, label, standing.line))
+
+        return search(space, evaluate, self.rng, budget, self.params.strategy, self.problem.seeds(space))
+
+    def distances(self, items: Iterable[tuple[str, Recipe]], total: int, label: str,
+                  note: Callable[[], str] = str) -> Iterator[float | None]:
+        return self.lab.distances(self.references, items, total, label, note)
 
 
 def learned_rounding(params: Params, inputs: Inputs, student: str | None, out: Path) -> Path | None:
@@ -148,15 +160,15 @@ def learned_rounding(params: Params, inputs: Inputs, student: str | None, out: P
     return folder
 
 
-def finalist(best: Evaluation, recipe: Recipe, teacher: Denoiser, lab: Lab, references: tuple[np.ndarray, np.ndarray],
-             protocol: Protocol, inputs: Inputs) -> tuple[Recipe, float | None]:
+def finalist(best: Evaluation, recipe: Recipe, searches: Searches, inputs: Inputs) -> tuple[Recipe, float | None]:
     """-> the best's recipe, with weights learned for its list where these bring it nearer; its distance with them, if tried."""
-    learn = read_json(inputs["cache_learn"] / "grid.json").get("learn")
+    learn, protocol = read_json(inputs["cache_learn"] / "grid.json").get("learn"), searches.params.protocol
     if recipe.cache is None or learn is None:
         return recipe, None
     first = protocol.images + protocol.calibration_images  # noises that no evaluation sees
-    tried = with_learned_weights(recipe, teacher, learn, first, protocol.seed, inputs.checkpoint("evolve_finalist"))
-    learned, = lab.distances(references, [(best.candidate.weights, tried)], 1, "evolve, the best with learned weights")
+    tried = with_learned_weights(recipe, searches.problem.teacher, learn, first, protocol.seed,
+                                 inputs.checkpoint("evolve_finalist"))
+    learned, = searches.distances([(best.candidate.weights, tried)], 1, "evolve, the best with learned weights")
     return (tried if learned is not None and learned < best.loss else recipe), learned
 
 
