@@ -1,7 +1,8 @@
 """BitOPs at equal quality: what the search finds, beside the best of what anyone would try and beside W8A8 at 100 steps.
 
-On the shipped DiT. Distances to the dense teacher's images guide; which point of a front is good enough is found on samples of
-one noise and judged on those of another. At 5 and 6 steps timesteps and solver alone are searched, in fp32.
+On the shipped DiT. Distances to the dense teacher's images guide a first search, an estimate of FID the one that goes on from
+its front; which point of a front is good enough is found on samples of one noise and judged on those of another. At 5 and 6
+steps timesteps and solver alone are searched, in fp32.
 """
 
 import functools
@@ -9,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,17 @@ from benchmarks.sparsity.lab import made
 from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.table import ReuseTable
 from tasks.core import denoiser as denoisers
-from tasks.core.artifacts import digest
+from tasks.core import quality
+from tasks.core.artifacts import digest, hash_file
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import read_params, stage_params
-from tasks.core.quality import fid, fid_name
+from tasks.core.progress import track
+from tasks.core.quality import Gaussian, anchored_fid, features, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, labels_for, spaced_timesteps
 from tasks.data.features import load_feature_net, load_labels, load_reference
 from tasks.evolve.fitness import Protocol, ranges_of
-from tasks.evolve.lab import open_lab
+from tasks.evolve.lab import EvaluationLog, Lab, open_lab, succeeded
 from tasks.evolve.problem import Problem, planner
 from tasks.evolve.search import Evaluation, pareto_front, search
 from tasks.evolve.space import Space
@@ -49,25 +52,32 @@ from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 
 STEPS, BUDGETS = (4, 20), (0.0, 0.1, 0.25, 0.4)    # of the search
 REUSE = ((2, "learned"), (2, "none"))              # all blocks at once: a step computes them or does not
-DULL_STEPS, DULL_BITS = (4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20), (4, 5, 6, 7, 8)
+DULL_STEPS, DULL_BITS = (5, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40, 50), (5, 6, 7, 8)
 RESAMPLES = 1000                                   # of the bootstrap
 HOPED = MARGIN / 2                                 # increase, on the noise that chooses, of a point that is worth judging
-CHOOSING, JUDGING = 51_000, 52_000                 # seeds of noise: neither the search's nor fid's
+GUIDING, CHOOSING, JUDGING = 50_000, 51_000, 52_000  # seeds of noise: neither the search's nor fid's
+GOING_ON = 12                                      # points of the first search's front, the dearest, where the second begins
+REFERENCE = 10_000                                 # training images that estimates of FID refer to
 FINALISTS = 8                                      # lists of few steps, nearest first, of which the choosing noise takes one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    evaluations: int      # of the search for everything
+    evaluations: int      # of the search for everything, guided by distance
+    guided: int           # of the one that goes on from there, guided by FID
     few_evaluations: int  # of that for timesteps and solver alone
     images: int           # of an evaluation
+    guiding: int          # of one that is guided by FID
+    anchors: int          # samples that its estimate leans on
     chosen: int           # samples that choose
     judged: int           # samples that are reported
     scale: str
 
 
-FULL = Sizes(evaluations=1500, few_evaluations=300, images=32, chosen=2500, judged=10_000, scale="full")
-FEW = Sizes(evaluations=30, few_evaluations=10, images=4, chosen=100, judged=100, scale="quick")
+FULL = Sizes(evaluations=600, guided=200, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=10_000,
+             scale="full")
+FEW = Sizes(evaluations=30, guided=10, few_evaluations=10, images=4, guiding=20, anchors=100, chosen=100, judged=100,
+            scale="quick")
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ class Point:
     """A recipe on a front."""
 
     recipe: Recipe
-    cost: float      # BitOPs over those of the dense teacher at 50 steps
-    distance: float  # on the images that guide
+    cost: float   # BitOPs over those of the dense teacher at 50 steps
+    guess: float  # on the images that guide: distance, or FID
 
 
 class Study:
@@ -84,10 +94,10 @@ class Study:
 
     def __init__(self, sizes: Sizes, work: Path, results_csv: Path, workers: int):
         self.sizes, self.work, self.results = sizes, work, results_csv
-        inputs = open_inputs(work, sizes.scale, workers)
+        self.inputs = open_inputs(work, sizes.scale, workers)
         protocol = Protocol(images=sizes.images, seed=20_000, chunk=sizes.images, calibration_steps=10, calibration_images=16,
                             prefix_mb=128)
-        self.lab, self.data = open_lab(inputs, None, protocol, LOOKAHEAD, TIMEOUT_S), inputs["data"]
+        self.lab, self.data = open_lab(self.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S), self.inputs["data"]
         self.teacher, self.protocol = denoisers.load(SHIPPED / TEACHER), protocol
         self.judge = Judge.of(load_feature_net(self.data, "report"), np.load(self.data / "holdout.npy"),
                               load_labels(self.data, "holdout"), load_reference(self.data, "report"))
@@ -107,6 +117,10 @@ class Study:
     @functools.cached_property
     def ranges(self) -> Mapping:
         return ranges_of(self.teacher, self.protocol)
+
+    @functools.cached_property
+    def guide(self) -> "Guide":
+        return Guide.of(self)
 
     # ---- fronts ----
 
@@ -128,7 +142,14 @@ class Study:
 
     def front(self) -> list[Point]:
         space = self.problem.space()
-        return front_of(self.searched(space, self.sizes.evaluations, "ours"), space.recipe)
+        nearest = pareto_front(self.searched(space, self.sizes.evaluations, "ours, by distance"))
+
+        def evaluate(asked: Iterable) -> Iterator[float | None]:
+            return self.guide.fids((space.recipe(c) for c in asked), self.sizes.guided, "ours, by FID")
+
+        told = search(space, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1),
+                      [e.candidate for e in nearest[-GOING_ON:]])
+        return front_of(told, space.recipe)
 
     def nearest(self, steps: int) -> list[Recipe]:
         """Lists of so many steps, nearest first."""
@@ -168,14 +189,15 @@ class Study:
 
     def compared_at_equal_quality(self) -> Iterator[dict]:
         sizes = self.sizes
-        protocol = (f"{sizes.evaluations} evaluations of {sizes.images} images; chosen on {sizes.chosen} samples, judged on "
-                    f"{sizes.judged} others, against W8A8 at 100 steps; OpenVINO, report net")
+        protocol = (f"{sizes.evaluations} evaluations of {sizes.images} images by distance, {sizes.guided} of {sizes.guiding} "
+                    f"by FID, search net; chosen on {sizes.chosen} samples, judged on {sizes.judged} others, against W8A8 at "
+                    "100 steps; OpenVINO, report net")
         own = fid(self.features(self.base, JUDGING), self.judge.reference)
         yield from rows("w8a8_100", {"cost": self.problem.cost(self.base), fid_name(self.sizes.judged): own}, protocol)
-        for name, front in (("dull", self.dull()), ("ours", self.front())):
+        for name, guess, front in (("ours", "fid_guessed", self.front()), ("dull", "distance", self.dull())):
             for k, (point, found) in enumerate(self.cheapest(front)):
                 self.keep(f"{name}.{k}", point.recipe)
-                numbers = {"cost": point.cost, "distance": point.distance, **facts(point.recipe), **found}
+                numbers = {"cost": point.cost, guess: point.guess, **facts(point.recipe), **found}
                 yield from rows(f"{name}.{k}", numbers, protocol)
 
     def compared_at_few_steps(self, steps: int) -> Iterator[dict]:
@@ -206,6 +228,40 @@ class Study:
             own = {row["variant"] for row in found}
             results.replace(self.results, lambda row, own=own: row["variant"] in own, found)
             print(f"bitops {name}: done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """FID of recipes, estimated from few images by the net that guides, against images that the teacher was trained on."""
+
+    lab: Lab
+    anchor: np.ndarray   # features of the few images as `ANCHOR` samples them
+    whole: Gaussian      # of many more
+    reference: Gaussian
+
+    @classmethod
+    def of(cls, study: Study) -> "Guide":
+        sizes, net = study.sizes, load_feature_net(study.data, "search")
+        whole = results.kept(study.work / "features" / f"anchor-{sizes.anchors}.npy", lambda: sample_features(
+            study.teacher, anchor(study.teacher), {}, net, sizes.anchors, "anchor", GUIDING))
+        reference = Gaussian.of(features(net, np.load(study.data / "train.npy")[:REFERENCE]))
+        protocol = replace(study.protocol, images=sizes.guiding, chunk=min(50, sizes.guiding), seed=GUIDING)
+        lab = open_lab(study.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S)
+        known = digest([sizes.anchors, hash_file(Path(quality.__file__))])[:8]  # of distances there is another log
+        lab = replace(lab, log=EvaluationLog(lab.log.path.with_name(f"{lab.log.path.stem}-fid-{known}.jsonl")))
+        return cls(lab, whole[: sizes.guiding], Gaussian.of(whole), reference)
+
+    def fids(self, recipes: Iterable[Recipe], total: int, label: str) -> Iterator[float | None]:
+        found = self.lab.results((("teacher", recipe) for recipe in recipes), label, self.fid, LOOKAHEAD)
+        return succeeded(track(found, total, label), label)
+
+    def fid(self, found: np.ndarray) -> float:
+        return anchored_fid(found, self.anchor, self.whole, self.reference)
+
+
+def anchor(teacher: denoisers.Denoiser) -> Recipe:
+    """Near to what is sought, and good."""
+    return Recipe(timesteps=spaced_timesteps(teacher.schedule, 20), solver="dpm2m")
 
 
 def dull_recipes(teacher: denoisers.Denoiser) -> Iterator[Recipe]:

@@ -75,6 +75,19 @@ def fid(x: np.ndarray, reference: Gaussian) -> float:
     return float(frechet_distance(own.mu, own.sigma, reference))
 
 
+def anchored_fid(x: np.ndarray, anchor: np.ndarray, whole: Gaussian, reference: Gaussian) -> float:
+    """The FID that many samples would have, estimated from few by control variates (Owen, Monte Carlo, chapter 8.9).
+
+    x, anchor: (n, D) of the same seeds and labels, from two ways of sampling; whole: of many samples of the anchor's way. What
+    the few anchors miss of the whole, x misses too: as far as the two ways go along with each other, neither the noise of few
+    samples nor FID's bias is left.
+    """
+    if x.shape != anchor.shape:
+        raise ValueError(f"anchored_fid: {x.shape} and {anchor.shape} are not pairs")
+    own, few = Gaussian.of(x), Gaussian.of(anchor)
+    return float(frechet_distance(whole.mu + own.mu - few.mu, whole.sigma + own.sigma - few.sigma, reference))
+
+
 def evenly(total: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
     """n of `total` indices, evenly spread over the classes: as many of each as samples have. labels: (total,) or None.
 

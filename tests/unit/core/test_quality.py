@@ -37,6 +37,26 @@ def test_fid_of_a_set_to_itself_is_zero_even_with_fewer_samples_than_features():
     assert quality.fid(x, Gaussian.of(x)) == pytest.approx(0, abs=1e-5)
 
 
+def test_an_anchored_fid_of_the_anchor_is_that_of_its_many():
+    many, reference = normal(2000, 4, 0), Gaussian.of(normal(2000, 4, 1))
+    found = quality.anchored_fid(many[:50], many[:50], Gaussian.of(many), reference)
+    assert found == pytest.approx(quality.fid(many, reference), rel=1e-9)
+
+
+def test_an_anchored_fid_of_few_is_nearer_to_that_of_many_than_their_own():
+    rng, reference = np.random.default_rng(0), Gaussian.of(normal(5000, 6, 1))
+    anchor = normal(5000, 6, 1)
+    own = anchor * 1.1 + 0.2 + 0.05 * rng.standard_normal(anchor.shape)  # another way of sampling, of the same seeds
+    few, wanted = slice(0, 100), quality.fid(own, reference)
+    found = quality.anchored_fid(own[few], anchor[few], Gaussian.of(anchor), reference)
+    assert abs(found - wanted) < 0.2 * abs(quality.fid(own[few], reference) - wanted)
+
+
+def test_an_anchored_fid_wants_pairs():
+    with pytest.raises(ValueError, match="not pairs"):
+        quality.anchored_fid(normal(5, 3, 0), normal(6, 3, 0), Gaussian.of(normal(9, 3, 1)), Gaussian.of(normal(9, 3, 2)))
+
+
 @pytest.mark.parametrize(("n", "name"), [(1000, "fid_1k"), (10_000, "fid_10k"), (250, "fid_250"), (1500, "fid_1500")])
 def test_the_sample_count_is_in_the_metrics_name(n, name):
     assert quality.fid_name(n) == name
