@@ -46,7 +46,7 @@ from tasks.evolve.fitness import Protocol, ranges_of
 from tasks.evolve.lab import EvaluationLog, Lab, open_lab, succeeded
 from tasks.evolve.problem import Problem, planner
 from tasks.evolve.search import Evaluation, pareto_front, search
-from tasks.evolve.space import Space
+from tasks.evolve.space import Candidate, Space
 from tasks.fid.measure import Judge, losses
 from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 
@@ -143,13 +143,14 @@ class Study:
     def front(self) -> list[Point]:
         space = self.problem.space()
         nearest = pareto_front(self.searched(space, self.sizes.evaluations, "ours, by distance"))
+        lists = lists_of(space)
 
         def evaluate(asked: Iterable) -> Iterator[float | None]:
-            return self.guide.fids((space.recipe(c) for c in asked), self.sizes.guided, "ours, by FID")
+            return self.guide.fids((lists.recipe(c) for c in asked), self.sizes.guided, "ours, by FID")
 
-        told = search(space, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1),
-                      [e.candidate for e in nearest[-GOING_ON:]])
-        return front_of(told, space.recipe)
+        seeds = [in_space(e.candidate, lists) for e in nearest[-GOING_ON:]]
+        return front_of(search(lists, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1),
+                               [seed for seed in seeds if lists.cost(seed) <= lists.bound]), lists.recipe)
 
     def nearest(self, steps: int) -> list[Recipe]:
         """Lists of so many steps, nearest first."""
@@ -257,6 +258,16 @@ class Guide:
 
     def fid(self, found: np.ndarray) -> float:
         return anchored_fid(found, self.anchor, self.whole, self.reference)
+
+
+def lists_of(space: Space) -> Space:
+    """Timesteps and solver alone, every layer at the most bits: what FID is most sensitive to."""
+    return replace(space, menus=tuple(menu[-1:] for menu in space.menus), cache=(0.0,), reuse=space.reuse[:1])
+
+
+def in_space(candidate: Candidate, space: Space) -> Candidate:
+    """With its timesteps and solver."""
+    return replace(candidate, genes=tuple(gene for gene, in space.menus), cache=space.cache[0], reuse=space.reuse[0])
 
 
 def anchor(teacher: denoisers.Denoiser) -> Recipe:
