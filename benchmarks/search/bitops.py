@@ -50,7 +50,8 @@ from tasks.evolve.space import Candidate, Space
 from tasks.fid.measure import Judge, losses
 from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 
-STEPS, BUDGETS = (4, 20), (0.0, 0.1, 0.25, 0.4)    # of the search
+STEPS, BUDGETS = (4, 20), (0.0, 0.1, 0.25, 0.4)    # of the search that distance guides
+LISTS = (6, 24)                                    # steps of the one that FID guides
 REUSE = ((2, "learned"), (2, "none"))              # all blocks at once: a step computes them or does not
 DULL_STEPS, DULL_BITS = (5, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40, 50), (5, 6, 7, 8)
 RESAMPLES = 1000                                   # of the bootstrap
@@ -74,7 +75,7 @@ class Sizes:
     scale: str
 
 
-FULL = Sizes(evaluations=600, guided=200, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=10_000,
+FULL = Sizes(evaluations=600, guided=150, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=10_000,
              scale="full")
 FEW = Sizes(evaluations=30, guided=10, few_evaluations=10, images=4, guiding=20, anchors=100, chosen=100, judged=100,
             scale="quick")
@@ -143,14 +144,14 @@ class Study:
     def front(self) -> list[Point]:
         space = self.problem.space()
         nearest = pareto_front(self.searched(space, self.sizes.evaluations, "ours, by distance"))
-        lists = lists_of(space)
+        lists = lists_of(space, LISTS)
 
         def evaluate(asked: Iterable) -> Iterator[float | None]:
             return self.guide.fids((lists.recipe(c) for c in asked), self.sizes.guided, "ours, by FID")
 
-        seeds = [in_space(e.candidate, lists) for e in nearest[-GOING_ON:]]
-        return front_of(search(lists, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1),
-                               [seed for seed in seeds if lists.cost(seed) <= lists.bound]), lists.recipe)
+        seeds = [*self.problem.seeds(lists), *(in_space(e.candidate, lists) for e in nearest[-GOING_ON:])]
+        told = search(lists, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1), seeds)
+        return front_of(told, lists.recipe)
 
     def nearest(self, steps: int) -> list[Recipe]:
         """Lists of so many steps, nearest first."""
@@ -260,9 +261,10 @@ class Guide:
         return anchored_fid(found, self.anchor, self.whole, self.reference)
 
 
-def lists_of(space: Space) -> Space:
+def lists_of(space: Space, steps: tuple[int, int]) -> Space:
     """Timesteps and solver alone, every layer at the most bits: what FID is most sensitive to."""
-    return replace(space, menus=tuple(menu[-1:] for menu in space.menus), cache=(0.0,), reuse=space.reuse[:1])
+    return replace(space.unbounded(), steps=steps, menus=tuple(menu[-1:] for menu in space.menus), cache=(0.0,),
+                   reuse=space.reuse[:1])
 
 
 def in_space(candidate: Candidate, space: Space) -> Candidate:
