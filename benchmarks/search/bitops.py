@@ -196,8 +196,11 @@ class Study:
                     "100 steps; OpenVINO, report net")
         own = fid(self.features(self.base, JUDGING), self.judge.reference)
         yield from rows("w8a8_100", {"cost": self.problem.cost(self.base), fid_name(self.sizes.judged): own}, protocol)
-        for name, guess, front in (("ours", "fid_guessed", self.front()), ("dull", "distance", self.dull())):
-            for k, (point, found) in enumerate(self.cheapest(front)):
+        ours, dull, bound = self.front(), self.dull(), self.problem.space().bound
+        tenth = [point for point in ours if point.cost <= bound][-1:]
+        for name, guess, judged in (("ours", "fid_guessed", self.cheapest(ours)), ("dull", "distance", self.cheapest(dull)),
+                                    ("tenth", "fid_guessed", ((p, self.loss(p.recipe, self.base, JUDGING)) for p in tenth))):
+            for k, (point, found) in enumerate(judged):
                 self.keep(f"{name}.{k}", point.recipe)
                 numbers = {"cost": point.cost, guess: point.guess, **facts(point.recipe), **found}
                 yield from rows(f"{name}.{k}", numbers, protocol)
