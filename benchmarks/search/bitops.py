@@ -38,7 +38,7 @@ from tasks.core.artifacts import digest, hash_file
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import read_params, stage_params
 from tasks.core.progress import track
-from tasks.core.quality import Gaussian, anchored_fid, features, fid, fid_name
+from tasks.core.quality import Gaussian, anchored_fid, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, labels_for, spaced_timesteps
 from tasks.data.features import load_feature_net, load_labels, load_reference
@@ -58,7 +58,6 @@ RESAMPLES = 1000                                   # of the bootstrap
 HOPED = MARGIN / 2                                 # increase, on the noise that chooses, of a point that is worth judging
 GUIDING, CHOOSING, JUDGING = 50_000, 51_000, 52_000  # seeds of noise: neither the search's nor fid's
 GOING_ON = 12                                      # points of the first search's front, the dearest, where the second begins
-REFERENCE = 10_000                                 # training images that estimates of FID refer to
 FINALISTS = 8                                      # lists of few steps, nearest first, of which the choosing noise takes one
 
 
@@ -237,7 +236,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Guide:
-    """FID of recipes, estimated from few images by the net that guides, against images that the teacher was trained on."""
+    """FID of recipes against the holdout, estimated from few images by the net that guides."""
 
     lab: Lab
     anchor: np.ndarray   # features of the few images as `ANCHOR` samples them
@@ -249,12 +248,11 @@ class Guide:
         sizes, net = study.sizes, load_feature_net(study.data, "search")
         whole = results.kept(study.work / "features" / f"anchor-{sizes.anchors}.npy", lambda: sample_features(
             study.teacher, anchor(study.teacher), {}, net, sizes.anchors, "anchor", GUIDING))
-        reference = Gaussian.of(features(net, np.load(study.data / "train.npy")[:REFERENCE]))
         protocol = replace(study.protocol, images=sizes.guiding, chunk=min(50, sizes.guiding), seed=GUIDING)
         lab = open_lab(study.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S)
-        known = digest([sizes.anchors, hash_file(Path(quality.__file__))])[:8]  # of distances there is another log
+        known = digest([sizes.anchors, "holdout", hash_file(Path(quality.__file__))])[:8]  # of distances there is another log
         lab = replace(lab, log=EvaluationLog(lab.log.path.with_name(f"{lab.log.path.stem}-fid-{known}.jsonl")))
-        return cls(lab, whole[: sizes.guiding], Gaussian.of(whole), reference)
+        return cls(lab, whole[: sizes.guiding], Gaussian.of(whole), load_reference(study.data, "search"))
 
     def fids(self, recipes: Iterable[Recipe], total: int, label: str) -> Iterator[float | None]:
         found = self.lab.results((("teacher", recipe) for recipe in recipes), label, self.fid, LOOKAHEAD)
