@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import median
 
 import numpy as np
@@ -110,39 +109,28 @@ def measure_workers(workers: int, evaluations: int) -> dict[str, float]:
     assert len(told) == len(lab.log.known) == evaluations
     return {"workers_busy": evaluations * SLEEP_S / (workers * wall), "driver_ms": 1e3 * (wall - sum(waited)) / evaluations,
             "driver_cpu_ms": 1e3 * cpu / evaluations, "evaluations_per_s": evaluations / wall,
-            **measure_bare(workers, evaluations)}
+            **measure_unsearched(workers, evaluations)}
 
 
-def measure_bare(workers: int, calls: int) -> dict[str, float]:
-    """The same sleeps in as many actors of Ray alone, on the Ray that is there: no items, no results, no search. What a machine
-    cannot do here it cannot do for a search."""
-    import ray
+def measure_unsearched(workers: int, calls: int) -> dict[str, float]:
+    """The same sleeps with nothing to choose, send or log: what a machine cannot do here it cannot do for a search."""
+    cluster, make = cluster_of(workers), functools.partial(make_napper, SLEEP_S)
+    try:
+        cluster.warm_workers(make).warm()
+        before, began = cpu_seconds("ray::"), time.perf_counter()
+        time.sleep(IDLE_S)
+        cores = (cpu_seconds("ray::") - before) / (time.perf_counter() - began)
+        began = time.perf_counter()
+        for _ in cluster.map(make, iter(range(calls)), "scale", lookahead=2 * workers):
+            pass
+        wall = time.perf_counter() - began
+    finally:
+        cluster.close()
+    return {"workers_busy_unsearched": calls * SLEEP_S / (workers * wall), "workers_idle_cores": cores}
 
-    class Sleeper:
-        def sleep(self, seconds: float) -> None:
-            time.sleep(seconds)
 
-    actors = [ray.remote(Sleeper).options(num_cpus=1).remote() for _ in range(workers)]
-    ray.get([actor.sleep.remote(0) for actor in actors])
-    idle = cpu_seconds("ray::"), time.perf_counter()
-    time.sleep(IDLE_S)
-    cores = (cpu_seconds("ray::") - idle[0]) / (time.perf_counter() - idle[1])
-    ended: SimpleQueue = SimpleQueue()
-
-    def ask(actor) -> None:
-        actor.sleep.remote(SLEEP_S).future().add_done_callback(lambda _: ended.put(actor))
-
-    began = time.perf_counter()
-    for actor in actors:
-        ask(actor)
-    for k in range(calls):
-        actor = ended.get()
-        if k + workers < calls:
-            ask(actor)
-    wall = time.perf_counter() - began
-    for actor in actors:
-        ray.kill(actor)
-    return {"workers_busy_bare": calls * SLEEP_S / (workers * wall), "workers_idle_cores": cores}
+def make_napper(seconds: float) -> Callable[[int], None]:
+    return lambda _: time.sleep(seconds)
 
 
 def cpu_seconds(name: str) -> float:
