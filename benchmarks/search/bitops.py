@@ -236,10 +236,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Guide:
-    """FID of recipes against the holdout, estimated from few images by the net that guides."""
+    """FID of recipes against the holdout, estimated from few images by the search's net."""
 
     lab: Lab
-    anchor: np.ndarray   # features of the few images as `ANCHOR` samples them
+    anchor: np.ndarray   # features of the few images as `anchor` samples them
     whole: Gaussian      # of many more
     reference: Gaussian
 
@@ -263,7 +263,7 @@ class Guide:
 
 
 def lists_of(space: Space, steps: tuple[int, int]) -> Space:
-    """Timesteps and solver alone, every layer at the most bits: what FID is most sensitive to."""
+    """Timesteps and solver alone, every layer at the most bits, whatever it costs."""
     return replace(space.unbounded(), steps=steps, menus=tuple(menu[-1:] for menu in space.menus), cache=(0.0,),
                    reuse=space.reuse[:1])
 
@@ -274,7 +274,7 @@ def in_space(candidate: Candidate, space: Space) -> Candidate:
 
 
 def anchor(teacher: denoisers.Denoiser) -> Recipe:
-    """Near to what is sought, and good."""
+    """What the few images and the many are both sampled by."""
     return Recipe(timesteps=spaced_timesteps(teacher.schedule, 20), solver="dpm2m")
 
 
