@@ -1,8 +1,8 @@
 """BitOPs at equal quality: what the search finds, beside the best of what anyone would try and beside W8A8 at 100 steps.
 
 On the shipped DiT. Distances to the dense teacher's images guide a first search, an estimate of FID the one that goes on from
-its front; which point of a front is good enough is found on samples of one noise and judged on those of another. At 5 and 6
-steps timesteps and solver alone are searched, in fp32.
+its front; which point of a front is good enough is found on samples of one noise and judged on those of another, by another net
+and against other real images. At 5 and 6 steps timesteps and solver alone are searched, in fp32.
 """
 
 import functools
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import results
+from benchmarks.holdout import load_unseen
 from benchmarks.search.correlation import sample_features
 from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN
 from benchmarks.search.efficiency import (
@@ -41,7 +42,7 @@ from tasks.core.progress import track
 from tasks.core.quality import Gaussian, anchored_fid, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, labels_for, spaced_timesteps
-from tasks.data.features import load_feature_net, load_labels, load_reference
+from tasks.data.features import load_feature_net
 from tasks.evolve.fitness import Protocol, ranges_of
 from tasks.evolve.lab import EvaluationLog, Lab, open_lab, succeeded
 from tasks.evolve.problem import Problem, planner
@@ -58,7 +59,8 @@ RESAMPLES = 1000                                   # of the bootstrap
 HOPED = MARGIN / 2                                 # increase, on the noise that chooses, of a point that is worth judging
 GUIDING, CHOOSING, JUDGING = 50_000, 51_000, 52_000  # seeds of noise: neither the search's nor fid's
 GOING_ON = 12                                      # points of the first search's front, the dearest, where the second begins
-FINALISTS = 8                                      # lists of few steps, nearest first, of which the choosing noise takes one
+FINALISTS = 4                                      # of one cost, the best of where the search looked; one is chosen
+BLOCK = 2500                                       # samples that are kept together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +73,24 @@ class Sizes:
     anchors: int          # samples that its estimate leans on
     chosen: int           # samples that choose
     judged: int           # samples that are reported
+    few_judged: int       # those of lists of few steps
     scale: str
 
 
-FULL = Sizes(evaluations=600, guided=150, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=10_000,
-             scale="full")
+FULL = Sizes(evaluations=600, guided=300, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=20_000,
+             few_judged=10_000, scale="full")
 FEW = Sizes(evaluations=30, guided=10, few_evaluations=10, images=4, guiding=20, anchors=100, chosen=100, judged=100,
-            scale="quick")
+            few_judged=100, scale="quick")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A recipe on a front."""
-
     recipe: Recipe
     cost: float   # BitOPs over those of the dense teacher at 50 steps
-    guess: float  # on the images that guide: distance, or FID
+    guess: float  # of FID, on the images that guide
+
+
+Level = Sequence[Point]  # of one cost, the best guess first
 
 
 class Study:
@@ -99,9 +103,15 @@ class Study:
                             prefix_mb=128)
         self.lab, self.data = open_lab(self.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S), self.inputs["data"]
         self.teacher, self.protocol = denoisers.load(SHIPPED / TEACHER), protocol
-        self.judge = Judge.of(load_feature_net(self.data, "report"), np.load(self.data / "holdout.npy"),
-                              load_labels(self.data, "holdout"), load_reference(self.data, "report"))
+        self.judges = {CHOOSING: self.judge_of("search", "guides"), JUDGING: self.judge_of("report", "judges")}
         self.base = eight_bits(self.teacher, layers_of(self.teacher))
+
+    def judge_of(self, net: str, part: str) -> Judge:
+        """part: of the real images that nothing here has seen."""
+        images, labels = load_unseen(self.work / "unseen", part, self.teacher.sample_shape)
+        net = load_feature_net(self.data, net)
+        seen = quality.features(net, images)
+        return Judge(net, seen, labels, Gaussian.of(seen))
 
     @functools.cached_property
     def problem(self) -> Problem:
@@ -118,6 +128,10 @@ class Study:
     def ranges(self) -> Mapping:
         return ranges_of(self.teacher, self.protocol)
 
+    @property
+    def judged_by(self) -> str:
+        return f"OpenVINO, report net, {len(self.judges[JUDGING].features)} real images that nothing has seen"
+
     @functools.cached_property
     def guide(self) -> "Guide":
         return Guide.of(self)
@@ -127,12 +141,17 @@ class Study:
     def distances(self, recipes: Iterable[Recipe], total: int, label: str) -> Iterator[float | None]:
         return self.lab.distances(self.references, (("teacher", recipe) for recipe in recipes), total, label)
 
-    def dull(self) -> list[Point]:
-        """Front of what anyone would try."""
+    def dull(self) -> list[Level]:
+        """Of what anyone would try: whatever has eight bits, and what fewer bits leave on the front of distance and cost."""
         recipes = list(dull_recipes(self.teacher))
-        found = self.distances(recipes, len(recipes), "dull")
-        return front_of([Evaluation(recipe, self.problem.cost(recipe), loss)
-                         for recipe, loss in zip(recipes, found, strict=True)], lambda recipe: recipe)
+        found = self.distances(recipes, len(recipes), "dull, by distance")
+        near = pareto_front([Evaluation(recipe, self.problem.cost(recipe), loss)
+                             for recipe, loss in zip(recipes, found, strict=True)])
+        tried = [recipe for recipe in recipes if set(recipe.precision.values()) == {"w8a8"}]
+        tried += [e.candidate for e in near if e.candidate not in tried]
+        found = self.guide.fids(tried, len(tried), "dull, by FID")
+        return levels([Evaluation(recipe, self.problem.cost(recipe), loss)
+                       for recipe, loss in zip(tried, found, strict=True)], lambda recipe: recipe)
 
     def searched(self, space: Space, budget: int, label: str) -> list[Evaluation]:
         def evaluate(asked: Iterable) -> Iterator[float | None]:
@@ -140,7 +159,7 @@ class Study:
 
         return search(space, evaluate, np.random.default_rng(0), budget, ours(), self.problem.seeds(space))
 
-    def front(self) -> list[Point]:
+    def ours(self) -> list[Level]:
         space = self.problem.space()
         nearest = pareto_front(self.searched(space, self.sizes.evaluations, "ours, by distance"))
         lists = lists_of(space, LISTS)
@@ -150,7 +169,7 @@ class Study:
 
         seeds = [*self.problem.seeds(lists), *(in_space(e.candidate, lists) for e in nearest[-GOING_ON:])]
         told = search(lists, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1), seeds)
-        return front_of(told, lists.recipe)
+        return levels(told, lists.recipe)
 
     def nearest(self, steps: int) -> list[Recipe]:
         """Lists of so many steps, nearest first."""
@@ -161,60 +180,74 @@ class Study:
 
     # ---- samples ----
 
-    def features(self, recipe: Recipe, noise: int) -> np.ndarray:
-        """Of the samples that choose, or of those that are judged."""
-        n = self.sizes.chosen if noise == CHOOSING else self.sizes.judged
-        path = self.work / "features" / f"{digest([recipe.to_json(), n, noise])}.npy"
-        label = f"{n} samples, {recipe.solver} {recipe.nfe} steps"
-        return results.kept(path, lambda: sample_features(self.teacher, recipe, self.ranges, self.judge.net, n, label, noise))
+    def features(self, recipe: Recipe, noise: int, n: int) -> np.ndarray:
+        """(n, D) of the first n samples of a noise, by the net that judges them."""
+        def block(first: int) -> np.ndarray:
+            size = min(BLOCK, n - first)
+            path = self.work / "features" / f"{digest([recipe.to_json(), noise, first, size])}.npy"
+            label = f"samples {first} to {first + size} of {n}, {recipe.solver} {recipe.nfe} steps"
+            return results.kept(path, lambda: sample_features(self.teacher, recipe, self.ranges, self.judges[noise].net, size,
+                                                              label, noise, first))
+        return np.concatenate([block(first) for first in range(0, n, BLOCK)])
 
-    def loss(self, recipe: Recipe, base: Recipe, noise: int) -> dict[str, float]:
-        """fid, and its increase over the base's, paired: loss and loss_upper95."""
-        own, dense = (self.features(one, noise) for one in (recipe, base))
-        strata = labels_for(range(len(own)), self.teacher.num_classes)
-        found = losses({"dense": dense, "own": own}, self.judge, strata.numpy(), MARGIN, RESAMPLES, np.random.default_rng(0))
-        return {fid_name(len(own)): fid(own, self.judge.reference), "loss": found["own"]["loss"],
+    def fid(self, recipe: Recipe, noise: int, n: int) -> float:
+        return fid(self.features(recipe, noise, n), self.judges[noise].reference)
+
+    def loss(self, recipe: Recipe, base: Recipe, n: int) -> dict[str, float]:
+        """fid of n samples that are judged, and its increase over the base's, paired: loss and loss_upper95."""
+        own, dense = (self.features(one, JUDGING, n) for one in (recipe, base))
+        strata = labels_for(range(n), self.teacher.num_classes).numpy()
+        found = losses({"dense": dense, "own": own}, self.judges[JUDGING], strata, MARGIN, RESAMPLES, np.random.default_rng(0))
+        return {fid_name(n): self.fid(recipe, JUDGING, n), "loss": found["own"]["loss"],
                 "loss_upper95": found["own"]["loss_upper95"]}
 
-    def cheapest(self, front: Sequence[Point]) -> Iterator[tuple[Point, dict[str, float]]]:
-        """Points that were judged, and how; the last one is the cheapest that is as good as the base, if any is. The first is
-        found on other samples; while the bound is not met the next dearer one is judged."""
-        chosen = first_of(len(front), lambda i: self.loss(front[i].recipe, self.base, CHOOSING)["loss"] <= HOPED)
-        for point in front[chosen:]:
-            found = self.loss(point.recipe, self.base, JUDGING)
-            yield point, found
-            if found["loss_upper95"] <= MARGIN:
+    def best(self, recipes: Iterable[Recipe]) -> tuple[Recipe, float]:
+        """That of least FID where samples choose, and its FID there."""
+        return min(((recipe, self.fid(recipe, CHOOSING, self.sizes.chosen)) for recipe in recipes), key=lambda one: one[1])
+
+    def cheapest(self, found: Sequence[Level]) -> Iterator[tuple[Point, dict[str, float]]]:
+        """Points that were judged, and how; the last one is the cheapest that is as good as the base, if any is. The level that
+        it begins with is found on other samples; while the bound is not met that of the next dearer level is judged."""
+        enough = (1 + HOPED) * self.fid(self.base, CHOOSING, self.sizes.chosen)
+        begin = first_of(len(found), lambda i: self.best(point.recipe for point in found[i])[1] <= enough)
+        for level in found[begin:]:
+            point, judged = self.judged(level)
+            yield point, judged
+            if judged["loss_upper95"] <= MARGIN:
                 return
+
+    def judged(self, level: Level) -> tuple[Point, dict[str, float]]:
+        """The best of a level."""
+        chosen, _ = self.best(point.recipe for point in level)
+        return next(point for point in level if point.recipe == chosen), self.loss(chosen, self.base, self.sizes.judged)
 
     # ---- rows ----
 
     def compared_at_equal_quality(self) -> Iterator[dict]:
         sizes = self.sizes
         protocol = (f"{sizes.evaluations} evaluations of {sizes.images} images by distance, {sizes.guided} of {sizes.guiding} "
-                    f"by FID, search net; chosen on {sizes.chosen} samples, judged on {sizes.judged} others, against W8A8 at "
-                    "100 steps; OpenVINO, report net")
-        own = fid(self.features(self.base, JUDGING), self.judge.reference)
-        yield from rows("w8a8_100", {"cost": self.problem.cost(self.base), fid_name(self.sizes.judged): own}, protocol)
-        ours, dull, bound = self.front(), self.dull(), self.problem.space().bound
-        tenth = [point for point in ours if point.cost <= bound][-1:]
-        for name, guess, judged in (("ours", "fid_guessed", self.cheapest(ours)), ("dull", "distance", self.cheapest(dull)),
-                                    ("tenth", "fid_guessed", ((p, self.loss(p.recipe, self.base, JUDGING)) for p in tenth))):
+                    f"by FID, search net; of {FINALISTS} of a cost the best on {sizes.chosen} samples, judged on "
+                    f"{sizes.judged} others, against W8A8 at 100 steps; {self.judged_by}")
+        own = self.fid(self.base, JUDGING, sizes.judged)
+        yield from rows("w8a8_100", {"cost": self.problem.cost(self.base), fid_name(sizes.judged): own}, protocol)
+        ours, dull, bound = self.ours(), self.dull(), self.problem.space().bound
+        tenth = [level for level in ours if level[0].cost <= bound][-1:]
+        for name, judged in (("ours", self.cheapest(ours)), ("dull", self.cheapest(dull)), ("tenth", map(self.judged, tenth))):
             for k, (point, found) in enumerate(judged):
                 self.keep(f"{name}.{k}", point.recipe)
-                numbers = {"cost": point.cost, guess: point.guess, **facts(point.recipe), **found}
+                numbers = {"cost": point.cost, "fid_guessed": point.guess, **facts(point.recipe), **found}
                 yield from rows(f"{name}.{k}", numbers, protocol)
 
     def compared_at_few_steps(self, steps: int) -> Iterator[dict]:
-        recipe = min(self.nearest(steps), key=lambda one: fid(self.features(one, CHOOSING), self.judge.reference))
+        n, (recipe, _) = self.sizes.few_judged, self.best(self.nearest(steps))
         self.keep(f"steps{steps}", recipe)
         protocol = (f"{self.sizes.few_evaluations} evaluations of {self.sizes.images} images; the best of {FINALISTS} on "
-                    f"{self.sizes.chosen} samples, judged on {self.sizes.judged} others; fp32, OpenVINO, report net; loss: of "
-                    "ours over this one, paired")
+                    f"{self.sizes.chosen} samples, judged on {n} others; fp32; {self.judged_by}; loss: of ours over this one, "
+                    "paired")
         for solver, spacing in itertools.product(SOLVERS, DULL_SPACINGS):
             base = Recipe(timesteps=spaced_timesteps(self.teacher.schedule, steps, spacing), solver=solver)
-            found = self.loss(recipe, base, JUDGING)
-            own = fid(self.features(base, JUDGING), self.judge.reference)
-            yield from rows(f"steps{steps}.{solver}_{spacing}", {"fid_base": own, **found}, protocol)
+            numbers = {"fid_base": self.fid(base, JUDGING, n), **self.loss(recipe, base, n)}
+            yield from rows(f"steps{steps}.{solver}_{spacing}", numbers, protocol)
 
     def keep(self, name: str, recipe: Recipe) -> None:
         """Beside the results, so that it can be sampled from again."""
@@ -236,7 +269,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Guide:
-    """FID of recipes against the holdout, estimated from few images by the search's net."""
+    """FID of recipes against real images that do not judge, estimated from few samples by the search's net."""
 
     lab: Lab
     anchor: np.ndarray   # features of the few images as `anchor` samples them
@@ -245,14 +278,14 @@ class Guide:
 
     @classmethod
     def of(cls, study: Study) -> "Guide":
-        sizes, net = study.sizes, load_feature_net(study.data, "search")
+        sizes, judge = study.sizes, study.judges[CHOOSING]
         whole = results.kept(study.work / "features" / f"anchor-{sizes.anchors}.npy", lambda: sample_features(
-            study.teacher, anchor(study.teacher), {}, net, sizes.anchors, "anchor", GUIDING))
+            study.teacher, anchor(study.teacher), {}, judge.net, sizes.anchors, "anchor", GUIDING))
         protocol = replace(study.protocol, images=sizes.guiding, chunk=min(50, sizes.guiding), seed=GUIDING)
         lab = open_lab(study.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S)
-        known = digest([sizes.anchors, "holdout", hash_file(Path(quality.__file__))])[:8]  # of distances there is another log
+        known = digest([sizes.anchors, "guides", hash_file(Path(quality.__file__))])[:8]  # of distances there is another log
         lab = replace(lab, log=EvaluationLog(lab.log.path.with_name(f"{lab.log.path.stem}-fid-{known}.jsonl")))
-        return cls(lab, whole[: sizes.guiding], Gaussian.of(whole), load_reference(study.data, "search"))
+        return cls(lab, whole[: sizes.guiding], Gaussian.of(whole), judge.reference)
 
     def fids(self, recipes: Iterable[Recipe], total: int, label: str) -> Iterator[float | None]:
         found = self.lab.results((("teacher", recipe) for recipe in recipes), label, self.fid, LOOKAHEAD)
@@ -286,9 +319,12 @@ def dull_recipes(teacher: denoisers.Denoiser) -> Iterator[Recipe]:
                      precision=dict.fromkeys(layers, f"w{bits}a{bits}"))
 
 
-def front_of(told: Sequence[Evaluation], recipe: Callable[[object], Recipe]) -> list[Point]:
-    """By rising cost and falling distance."""
-    return [Point(recipe(e.candidate), e.cost, e.loss) for e in pareto_front(told)]
+def levels(told: Sequence[Evaluation], recipe: Callable[[object], Recipe]) -> list[Level]:
+    """The front by rising cost, each point followed by the next best of its cost, FINALISTS in all."""
+    def level(cost: float) -> Level:
+        same = sorted((e for e in told if e.cost == cost and e.loss is not None), key=lambda e: e.loss)
+        return [Point(recipe(e.candidate), e.cost, e.loss) for e in same[:FINALISTS]]
+    return [level(e.cost) for e in pareto_front(told)]
 
 
 def first_of(n: int, holds: Callable[[int], bool]) -> int:

@@ -53,14 +53,15 @@ def evenly(items: Sequence, n: int) -> list:
 
 
 def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: torch.nn.Module, n: int, label: str,
-                    noise: int = NOISE) -> np.ndarray:
-    """(n, D) of samples 0 .. n - 1, through the graphs that a package would hold. noise: its seed."""
+                    noise: int = NOISE, first: int = 0) -> np.ndarray:
+    """(n, D) of samples first .. first + n - 1, through the graphs that a package would hold. noise: its seed."""
     apply_precision(denoiser.model, recipe.precision, ranges)
     try:
         predict = live_graph(denoiser, recipe, BATCH)
     finally:
         remove_precision(denoiser.model)
-    chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, noise, denoiser.num_classes, BATCH)
+    chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, noise, denoiser.num_classes, BATCH,
+                              first)
     return np.concatenate([features(net, images) for images in track(chunks, -(-n // BATCH), label)])
 
 

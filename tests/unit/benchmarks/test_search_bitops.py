@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.search import bitops
-from benchmarks.search.bitops import DULL_BITS, DULL_STEPS, SPACINGS, Point, dull_recipes, first_of, front_of
+from benchmarks.search.bitops import DULL_BITS, DULL_STEPS, FINALISTS, SPACINGS, Point, dull_recipes, first_of, levels
 from benchmarks.search.efficiency import SOLVERS, eight_bits, layers_of
 from tasks.core.denoiser import build
 from tasks.core.recipe import CachePlan, Recipe
@@ -28,10 +28,13 @@ def test_the_first_that_holds_is_found_in_few_tries(n):
         assert first_of(n, holds) == min(first, n - 1) and len(tried) <= n.bit_length()
 
 
-def test_a_front_has_the_recipe_of_every_point():
+def test_a_level_of_the_front_holds_the_best_of_its_cost():
     told = [Evaluation("dear", 3.0, 1.0), Evaluation("cheap", 1.0, 5.0), Evaluation("behind", 2.0, 6.0),
-            Evaluation("failed", 1.0, None)]
-    assert front_of(told, str.upper) == [Point("CHEAP", 1.0, 5.0), Point("DEAR", 3.0, 1.0)]
+            Evaluation("failed", 1.0, None), Evaluation("as cheap", 1.0, 7.0), Evaluation("best of the cheap", 1.0, 4.0)]
+    cheap = [Point("BEST OF THE CHEAP", 1.0, 4.0), Point("CHEAP", 1.0, 5.0), Point("AS CHEAP", 1.0, 7.0)]
+    assert levels(told, str.upper) == [cheap, [Point("DEAR", 3.0, 1.0)]]
+    many = levels([Evaluation(str(k), 1.0, k) for k in range(3 * FINALISTS)], str)
+    assert [[point.guess for point in level] for level in many] == [list(range(FINALISTS))]
 
 
 def test_the_dull_are_all_solvers_spacings_steps_and_bits(teacher):
@@ -46,26 +49,39 @@ def test_the_base_is_eight_bits_at_a_hundred_uniform_steps(teacher):
     assert (base.nfe, base.solver, set(base.precision.values())) == (100, "ddim", {"w8a8"})
 
 
-def front(*losses):
-    """Points as far as they are good: (increase where it is chosen, bound where it is judged)."""
-    return [Point(Recipe(timesteps=(k + 1, 0)), k, 0.0) for k in range(len(losses))]
+def level(cost, *names):
+    return [Point(Recipe(timesteps=(name, 0)), cost, 0.0) for name in names]
 
 
-@pytest.mark.parametrize("chosen, judged, expected", [
-    ([0.5, 0.02, 0.01, 0.0], [0.6, 0.04, 0.0, 0.0], [1]),
-    ([0.5, 0.02, 0.01, 0.0], [0.6, 0.06, 0.04, 0.0], [1, 2]),     # lucky where it was chosen: the next dearer one
-    ([0.5, 0.4, 0.3, 0.2], [0.6, 0.5, 0.4, 0.3], [3]),            # none is good enough: the best is judged, and said
+class Found(bitops.Study):
+    """A study whose FIDs where samples choose and bounds where they are judged are given, by name; the base's FID is 1."""
+
+    sizes, base = bitops.FEW, Recipe(timesteps=(99, 0))
+
+    def __init__(self, chosen, bounds):
+        self.chosen, self.bounds = {99: 1.0, **chosen}, bounds
+
+    def fid(self, recipe, noise, n):
+        assert noise == bitops.CHOOSING
+        return self.chosen[recipe.timesteps[0]]
+
+    def loss(self, recipe, base, n):
+        return {"loss_upper95": self.bounds[recipe.timesteps[0]]}
+
+
+@pytest.mark.parametrize("chosen, bounds, expected", [
+    ({1: 1.5, 2: 1.02, 3: 1.01, 4: 1.0}, {1: 0.6, 2: 0.04, 3: 0.0, 4: 0.0}, [2]),
+    ({1: 1.5, 2: 1.02, 3: 1.01, 4: 1.0}, {1: 0.6, 2: 0.06, 3: 0.04, 4: 0.0}, [2, 3]),  # lucky where chosen: the next dearer
+    ({1: 1.5, 2: 1.4, 3: 1.3, 4: 1.2}, {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.3}, [4]),         # none is good enough: the best, and said
 ])
-def test_the_cheapest_is_chosen_on_one_noise_and_judged_on_another(chosen, judged, expected):
-    study = object.__new__(bitops.Study)
-    study.base = None
+def test_the_cheapest_is_chosen_on_one_noise_and_judged_on_another(chosen, bounds, expected):
+    found = Found(chosen, bounds).cheapest([level(cost, cost) for cost in chosen])
+    assert [point.cost for point, _ in found] == expected
 
-    def loss(recipe, base, noise):
-        place = recipe.timesteps[0] - 1
-        return {"loss": chosen[place]} if noise == bitops.CHOOSING else {"loss_upper95": judged[place]}
 
-    study.loss = loss
-    assert [point.cost for point, _ in study.cheapest(front(*chosen))] == expected
+def test_of_a_level_the_best_where_samples_choose_is_judged():
+    point, judged = Found({1: 1.2, 2: 1.1, 3: 1.3}, {1: 0.3, 2: 0.2, 3: 0.1}).judged(level(5.0, 1, 2, 3))
+    assert (point.recipe.timesteps[0], judged) == (2, {"loss_upper95": 0.2})
 
 
 def test_facts_of_a_recipe():

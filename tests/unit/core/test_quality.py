@@ -52,6 +52,16 @@ def test_an_anchored_fid_of_few_is_nearer_to_that_of_many_than_their_own():
     assert abs(found - wanted) < 0.2 * abs(quality.fid(own[few], reference) - wanted)
 
 
+def test_an_anchored_fid_of_few_is_not_biased():
+    rng, reference = np.random.default_rng(0), Gaussian.of(normal(5000, 12, 1))
+    anchor = normal(12_000, 12, 1)
+    own = 0.8 * anchor + 0.6 * rng.standard_normal(anchor.shape) + 0.1  # which go along in part only
+    whole, wanted = Gaussian.of(anchor), quality.fid(own, reference)
+    parts = [slice(k, k + 100) for k in range(0, len(own), 100)]
+    found = [quality.anchored_fid(own[few], anchor[few], whole, reference) for few in parts]
+    assert abs(np.mean(found) - wanted) < 3 * np.std(found) / len(parts) ** 0.5 < 0.3 * wanted
+
+
 def test_an_anchored_fid_wants_pairs():
     with pytest.raises(ValueError, match="not pairs"):
         quality.anchored_fid(normal(5, 3, 0), normal(6, 3, 0), Gaussian.of(normal(9, 3, 1)), Gaussian.of(normal(9, 3, 2)))
