@@ -8,6 +8,7 @@ and against other real images. At 5 and 6 steps timesteps and solver alone are s
 import functools
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,19 +48,21 @@ from tasks.evolve.fitness import Protocol, ranges_of
 from tasks.evolve.lab import EvaluationLog, Lab, open_lab, succeeded
 from tasks.evolve.problem import Problem, planner
 from tasks.evolve.search import Evaluation, pareto_front, search
-from tasks.evolve.space import Candidate, Space
+from tasks.evolve.space import Space
 from tasks.fid.measure import Judge, losses
 from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 
 STEPS, BUDGETS = (4, 20), (0.0, 0.1, 0.25, 0.4)    # of the search that distance guides
-LISTS = (6, 24)                                    # steps of the one that FID guides
+GUIDED_STEPS = (6, 30)                             # of the one that FID guides
+GUIDED_BUDGETS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6)
 REUSE = ((2, "learned"), (2, "none"))              # all blocks at once: a step computes them or does not
+LEVELS = 20                                        # of cost, up to the bound; as wide beyond it
 DULL_STEPS, DULL_BITS = (5, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40, 50), (5, 6, 7, 8)
 RESAMPLES = 1000                                   # of the bootstrap
 HOPED = MARGIN / 2                                 # increase, on the noise that chooses, of a point that is worth judging
 GUIDING, CHOOSING, JUDGING = 50_000, 51_000, 52_000  # seeds of noise: neither the search's nor fid's
 GOING_ON = 12                                      # points of the first search's front, the dearest, where the second begins
-FINALISTS = 4                                      # of one cost, the best of where the search looked; one is chosen
+FINALISTS = 4                                      # of one level, the best of where the search looked; one is chosen
 BLOCK = 2500                                       # samples that are kept together
 
 
@@ -77,7 +80,7 @@ class Sizes:
     scale: str
 
 
-FULL = Sizes(evaluations=600, guided=300, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=20_000,
+FULL = Sizes(evaluations=600, guided=400, few_evaluations=300, images=32, guiding=400, anchors=5000, chosen=2500, judged=20_000,
              few_judged=10_000, scale="full")
 FEW = Sizes(evaluations=30, guided=10, few_evaluations=10, images=4, guiding=20, anchors=100, chosen=100, judged=100,
             few_judged=100, scale="quick")
@@ -90,7 +93,7 @@ class Point:
     guess: float  # of FID, on the images that guide
 
 
-Level = Sequence[Point]  # of one cost, the best guess first
+Level = Sequence[Point]  # of about one cost, the best guess first
 
 
 class Study:
@@ -129,6 +132,11 @@ class Study:
         return ranges_of(self.teacher, self.protocol)
 
     @property
+    def width(self) -> float:
+        """Of a level of cost."""
+        return self.problem.space().bound / LEVELS
+
+    @property
     def judged_by(self) -> str:
         return f"OpenVINO, report net, {len(self.judges[JUDGING].features)} real images that nothing has seen"
 
@@ -151,7 +159,7 @@ class Study:
         tried += [e.candidate for e in near if e.candidate not in tried]
         found = self.guide.fids(tried, len(tried), "dull, by FID")
         return levels([Evaluation(recipe, self.problem.cost(recipe), loss)
-                       for recipe, loss in zip(tried, found, strict=True)], lambda recipe: recipe)
+                       for recipe, loss in zip(tried, found, strict=True)], lambda recipe: recipe, self.width)
 
     def searched(self, space: Space, budget: int, label: str) -> list[Evaluation]:
         def evaluate(asked: Iterable) -> Iterator[float | None]:
@@ -162,14 +170,15 @@ class Study:
     def ours(self) -> list[Level]:
         space = self.problem.space()
         nearest = pareto_front(self.searched(space, self.sizes.evaluations, "ours, by distance"))
-        lists = lists_of(space, LISTS)
+        wide = at_most_bits(space)
 
         def evaluate(asked: Iterable) -> Iterator[float | None]:
-            return self.guide.fids((lists.recipe(c) for c in asked), self.sizes.guided, "ours, by FID")
+            return self.guide.fids((wide.recipe(c) for c in asked), self.sizes.guided, "ours, by FID")
 
-        seeds = [*self.problem.seeds(lists), *(in_space(e.candidate, lists) for e in nearest[-GOING_ON:])]
-        told = search(lists, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1), seeds)
-        return levels(told, lists.recipe)
+        tried = (self.problem.seeds(replace(wide, bound=space.bound, cache=(budget,))) for budget in wide.cache)
+        seeds = [*itertools.chain(*tried), *(replace(e.candidate, genes=only(wide.menus)) for e in nearest[-GOING_ON:])]
+        told = search(wide, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1), seeds)
+        return levels(told, wide.recipe, self.width)
 
     def nearest(self, steps: int) -> list[Recipe]:
         """Lists of so many steps, nearest first."""
@@ -226,12 +235,12 @@ class Study:
     def compared_at_equal_quality(self) -> Iterator[dict]:
         sizes = self.sizes
         protocol = (f"{sizes.evaluations} evaluations of {sizes.images} images by distance, {sizes.guided} of {sizes.guiding} "
-                    f"by FID, search net; of {FINALISTS} of a cost the best on {sizes.chosen} samples, judged on "
+                    f"by FID, search net; of {FINALISTS} of about a cost the best on {sizes.chosen} samples, judged on "
                     f"{sizes.judged} others, against W8A8 at 100 steps; {self.judged_by}")
         own = self.fid(self.base, JUDGING, sizes.judged)
         yield from rows("w8a8_100", {"cost": self.problem.cost(self.base), fid_name(sizes.judged): own}, protocol)
         ours, dull, bound = self.ours(), self.dull(), self.problem.space().bound
-        tenth = [level for level in ours if level[0].cost <= bound][-1:]
+        tenth = [level for level in ours if all(point.cost <= bound for point in level)][-1:]
         for name, judged in (("ours", self.cheapest(ours)), ("dull", self.cheapest(dull)), ("tenth", map(self.judged, tenth))):
             for k, (point, found) in enumerate(judged):
                 self.keep(f"{name}.{k}", point.recipe)
@@ -295,15 +304,14 @@ class Guide:
         return anchored_fid(found, self.anchor, self.whole, self.reference)
 
 
-def lists_of(space: Space, steps: tuple[int, int]) -> Space:
-    """Timesteps and solver alone, every layer at the most bits, whatever it costs."""
-    return replace(space.unbounded(), steps=steps, menus=tuple(menu[-1:] for menu in space.menus), cache=(0.0,),
-                   reuse=space.reuse[:1])
+def at_most_bits(space: Space) -> Space:
+    """Timesteps, solver and cache alone, every layer at the most bits, whatever it costs."""
+    return replace(space.unbounded(), steps=GUIDED_STEPS, menus=tuple(menu[-1:] for menu in space.menus), cache=GUIDED_BUDGETS)
 
 
-def in_space(candidate: Candidate, space: Space) -> Candidate:
-    """With its timesteps and solver."""
-    return replace(candidate, genes=tuple(gene for gene, in space.menus), cache=space.cache[0], reuse=space.reuse[0])
+def only(menus: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The genes of menus of one choice each."""
+    return tuple(gene for gene, in menus)
 
 
 def anchor(teacher: denoisers.Denoiser) -> Recipe:
@@ -319,12 +327,13 @@ def dull_recipes(teacher: denoisers.Denoiser) -> Iterator[Recipe]:
                      precision=dict.fromkeys(layers, f"w{bits}a{bits}"))
 
 
-def levels(told: Sequence[Evaluation], recipe: Callable[[object], Recipe]) -> list[Level]:
-    """The front by rising cost, each point followed by the next best of its cost, FINALISTS in all."""
-    def level(cost: float) -> Level:
-        same = sorted((e for e in told if e.cost == cost and e.loss is not None), key=lambda e: e.loss)
-        return [Point(recipe(e.candidate), e.cost, e.loss) for e in same[:FINALISTS]]
-    return [level(e.cost) for e in pareto_front(told)]
+def levels(told: Sequence[Evaluation], recipe: Callable[[object], Recipe], width: float) -> list[Level]:
+    """By rising cost, the FINALISTS best of each level, without levels whose best is no better than that of a cheaper one."""
+    found: dict[int, list[Evaluation]] = {}
+    for e in sorted((e for e in told if e.loss is not None), key=lambda e: e.loss):
+        found.setdefault(math.ceil(e.cost / width - 1e-9), []).append(e)  # what costs the bound is within it
+    best = pareto_front([Evaluation(place, place, of_level[0].loss) for place, of_level in found.items()])
+    return [[Point(recipe(e.candidate), e.cost, e.loss) for e in found[level.candidate][:FINALISTS]] for level in best]
 
 
 def first_of(n: int, holds: Callable[[int], bool]) -> int:

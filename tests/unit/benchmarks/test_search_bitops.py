@@ -28,13 +28,20 @@ def test_the_first_that_holds_is_found_in_few_tries(n):
         assert first_of(n, holds) == min(first, n - 1) and len(tried) <= n.bit_length()
 
 
-def test_a_level_of_the_front_holds_the_best_of_its_cost():
+def test_a_level_holds_the_best_of_about_its_cost():
     told = [Evaluation("dear", 3.0, 1.0), Evaluation("cheap", 1.0, 5.0), Evaluation("behind", 2.0, 6.0),
-            Evaluation("failed", 1.0, None), Evaluation("as cheap", 1.0, 7.0), Evaluation("best of the cheap", 1.0, 4.0)]
-    cheap = [Point("BEST OF THE CHEAP", 1.0, 4.0), Point("CHEAP", 1.0, 5.0), Point("AS CHEAP", 1.0, 7.0)]
-    assert levels(told, str.upper) == [cheap, [Point("DEAR", 3.0, 1.0)]]
-    many = levels([Evaluation(str(k), 1.0, k) for k in range(3 * FINALISTS)], str)
+            Evaluation("failed", 1.0, None), Evaluation("as cheap", 0.6, 7.0), Evaluation("best of the cheap", 0.9, 4.0)]
+    cheap = [Point("BEST OF THE CHEAP", 0.9, 4.0), Point("CHEAP", 1.0, 5.0), Point("AS CHEAP", 0.6, 7.0)]
+    assert levels(told, str.upper, 0.5) == [cheap, [Point("DEAR", 3.0, 1.0)]]
+    many = levels([Evaluation(str(k), 1.0, k) for k in range(3 * FINALISTS)], str, 0.1)
     assert [[point.guess for point in level] for level in many] == [list(range(FINALISTS))]
+
+
+def test_what_costs_the_bound_is_within_it():
+    bound = 0.0235359
+    costs = {"below": 0.96 * bound, "at": 10 * (bound / 10), "above": 1.01 * bound}
+    found = levels([Evaluation(name, cost, -cost) for name, cost in costs.items()], str, bound / 20)
+    assert [[point.recipe for point in level] for level in found] == [["at", "below"], ["above"]]
 
 
 def test_the_dull_are_all_solvers_spacings_steps_and_bits(teacher):
