@@ -38,6 +38,7 @@ RESULTS, ROOM = Path(__file__).parent / "results.csv", RUNS / "search" / "scale"
 TEACHER = Path("tasks/pretrain_load/teachers/mnist_dit")
 PARTS = ("workers", "log", "two_workers")
 WORKERS, SLEEP_S, EVALUATIONS = 64, 0.25, 6400
+AHEAD = 8                    # items asked beyond the last one told, for each worker
 LOGGED = (10_000, 100_000)   # evaluations of the shorter and of the longer log
 IDLE_S = 5.0                 # for which workers are watched that have nothing to do
 ROUNDS, ROUND_S = 7, 6.0     # of the comparison with matrix products; seconds of each of its four parts
@@ -97,7 +98,7 @@ def lab_of(cluster: Cluster, make: Callable, log: str, lookahead: int) -> Lab:
 def measure_workers(workers: int, evaluations: int) -> dict[str, float]:
     """The time counts from when every worker is warm to the last result, beginning and end with idle ones included."""
     cluster, make = cluster_of(workers), functools.partial(make_sleeper, SLEEP_S)
-    lab, space = lab_of(cluster, make, "workers", 2 * workers), dit_space()
+    lab, space = lab_of(cluster, make, "workers", AHEAD * workers), dit_space()
     try:
         cluster.warm_workers(make).warm()
         waited = count_waiting(cluster)
@@ -121,7 +122,7 @@ def measure_unsearched(workers: int, calls: int) -> dict[str, float]:
         time.sleep(IDLE_S)
         cores = (cpu_seconds("ray::") - before) / (time.perf_counter() - began)
         began = time.perf_counter()
-        for _ in cluster.map(make, iter(range(calls)), "scale", lookahead=2 * workers):
+        for _ in cluster.map(make, iter(range(calls)), "scale", lookahead=AHEAD * workers):
             pass
         wall = time.perf_counter() - began
     finally:
@@ -262,7 +263,7 @@ def rows_of(part: str, asked: argparse.Namespace) -> list[dict]:
     if part == "workers":
         found = measure_workers(asked.workers, asked.evaluations)
         how = (f"{asked.workers} local workers, {asked.evaluations} evaluations that sleep {SLEEP_S:g} s, "
-               f"{2 * asked.workers} asked ahead; search of the shipped DiT's timesteps and bits, strategy of params.yaml")
+               f"{AHEAD * asked.workers} asked ahead; search of the shipped DiT's timesteps and bits, strategy of params.yaml")
     elif part == "log":
         found = measure_growth(tuple(asked.logged))
         how = "without workers, evaluations that take no time; a process each"

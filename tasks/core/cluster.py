@@ -82,6 +82,9 @@ class Cluster:
         `Failed`. An item that takes longer than timeout_s (None: no limit; without workers there is none) or whose worker
         dies is asked again, up to max_attempts times: f has to be idempotent. What `make` raises is raised here. A later map
         with the same `make` object finds its workers warm.
+
+        Items of less than a second go to a worker several at once, as many as lookahead leaves for two such calls to every
+        worker; one whose worker is lost then costs the others of its call their results, and is asked again alone.
         """
         lookahead = lookahead or 4 * self.params.workers
         if self.in_process:

@@ -12,6 +12,9 @@ from typing import Any
 
 from tasks.core.serial import Failed, Known, Settle, Worker, versions
 
+BUNDLE_S = 1.0  # short items go to a worker together, as many as take so long: a call costs both sides milliseconds
+LATEST = 0.2    # weight of the last bundle in the mean of what an item takes
+
 
 def actor_options(cpus: float, gpus: float) -> dict:
     """Ray sets the number of threads from the CPUs only where nothing else has set it."""
@@ -22,9 +25,14 @@ def actor_options(cpus: float, gpus: float) -> dict:
 @dataclass(frozen=True)
 class Job:
     actor: Any
-    index: int | None  # None: the worker is starting
-    item: Any          # of a starting worker: the reference of its check of versions
-    deadline: float    # of time.monotonic()
+    items: list[tuple[int, Any]]  # index, item; none: the worker is starting
+    began: float                  # of time.monotonic()
+    limit_s: float
+    checked: Any = None           # of a starting worker: the reference of its check of versions
+
+    @property
+    def deadline(self) -> float:
+        return self.began + self.limit_s
 
 
 class Workers:
@@ -39,8 +47,9 @@ class Workers:
         self.idle: list[Any] = []
         self.jobs: dict[Future, Job] = {}         # what runs, and what is to become of it
         self.ended: SimpleQueue[Future] = SimpleQueue()
-        self.attempts: Counter[int | None] = Counter()
-        self.begin("cluster", None, None)
+        self.attempts: Counter[int | None] = Counter()  # None: of starting a worker
+        self.alone: set[int] = set()              # items that were lost with others, and are asked again without them
+        self.begin("cluster", None, None, 1)
 
     @functools.cached_property
     def actor_class(self) -> Any:
@@ -49,21 +58,33 @@ class Workers:
         self.made, self.versions = ray.put(self.make), versions()
         return ray.remote(Worker).options(**self.options)
 
-    def begin(self, label: str, timeout_s: float | None, settle: Settle | None) -> None:
+    def begin(self, label: str, timeout_s: float | None, settle: Settle | None, lookahead: int) -> None:
         self.label, self.timeout_s = label, float("inf") if timeout_s is None else timeout_s
         self.settle = settle or (lambda index, result: result)
+        self.most = lookahead // (2 * self.limit)  # of a bundle: while one is computed, the next can be asked
+        self.item_s = float("inf")                 # that an item takes
         self.attempts.clear()
+        self.alone.clear()
 
     def feed(self, queue: deque) -> None:
         """Give queued (index, item) to idle workers; start more workers while there are items for them."""
         while queue and self.idle:
-            index, item = queue.popleft()
+            items = self.bundle(queue)
             actor = self.idle.pop()
-            self.expect(actor.call.remote(item), Job(actor, index, item, time.monotonic() + self.timeout_s))
+            call = actor.call.remote([item for _, item in items])
+            self.expect(call, Job(actor, items, time.monotonic(), self.timeout_s * len(items)))
         if queue and len(self.jobs) < self.limit:
-            starting = sum(job.index is None for job in self.jobs.values())
+            starting = sum(not job.items for job in self.jobs.values())
             for _ in range(min(len(queue) - starting, self.limit - len(self.jobs))):
                 self.start()
+
+    def bundle(self, queue: deque) -> list[tuple[int, Any]]:
+        """What one idle worker is given: one item, or several that are short, as long as no other worker goes without."""
+        size = max(1, min(self.most, len(queue) // len(self.idle), int(BUNDLE_S / self.item_s)))
+        items = [queue.popleft()]
+        while len(items) < size and not self.alone & {items[0][0], queue[0][0]}:
+            items.append(queue.popleft())
+        return items
 
     def start_all(self) -> None:
         for _ in range(self.limit - len(self.idle) - len(self.jobs)):
@@ -78,7 +99,7 @@ class Workers:
     def start(self) -> None:
         actor = self.actor_class.remote()
         checked = actor.check.remote(self.versions)
-        self.expect(actor.start.remote(self.made), Job(actor, None, checked, time.monotonic() + self.start_timeout_s))
+        self.expect(actor.start.remote(self.made), Job(actor, [], time.monotonic(), self.start_timeout_s, checked))
 
     def expect(self, ref: Any, job: Job) -> None:
         """Its future comes to `ended` by itself: to ask ray.wait about all of them each time took half of the
@@ -93,7 +114,7 @@ class Workers:
             self.finish(future, queue, done)
         for future in self.overdue():
             job = self.jobs.pop(future)
-            self.lost(job, "hung" if job.index is not None else "did not start in time", queue, done)
+            self.lost(job, "hung" if job.items else "did not start in time", queue, done)
 
     def wait(self) -> list[Future]:
         """Those that ended; none when a deadline came first."""
@@ -114,40 +135,60 @@ class Workers:
         import ray
         job = self.jobs.pop(future)
         try:
-            if job.index is None:
-                ray.get(job.item)  # first: where versions differ, `make` may not even unpickle
-            result = future.result()
+            if not job.items:
+                ray.get(job.checked)  # first: where versions differ, `make` may not even unpickle
+            results = future.result()
         except ray.exceptions.RayTaskError as error:  # `attempt` lets nothing of an item through: this is make's
             raise error.cause from None
         except ray.exceptions.RayError as error:  # the worker, its node or the only copy of the result is gone
             return self.lost(job, f"died ({type(error).__name__})", queue, done)
         self.idle.append(job.actor)
-        if job.index is not None:
-            done[job.index] = self.settle(job.index, result)
+        if job.items:
+            took = (time.monotonic() - job.began) / len(job.items)
+            self.item_s = took if self.item_s == float("inf") else self.item_s + LATEST * (took - self.item_s)
+            for (index, _), result in zip(job.items, results, strict=True):
+                done[index] = self.settle(index, result)
 
     def lost(self, job: Job, how: str, queue: deque, done: dict) -> None:
         kill(job.actor)
-        self.attempts[job.index] += 1
-        what = "a starting worker" if job.index is None else f"the worker of item {job.index}"
-        print(f"{self.label}: {what} {how}, {self.attempts[job.index]} of {self.max_attempts} times", flush=True)
-        if self.attempts[job.index] < self.max_attempts:
-            if job.index is not None:
-                queue.appendleft((job.index, job.item))
-        elif job.index is not None:
-            done[job.index] = self.settle(job.index, Failed(f"{what} {how}, {self.attempts[job.index]} times"))
-        elif self.idle or self.jobs:
-            self.limit = len(self.idle) + len(self.jobs)
-            print(f"{self.label}: going on with {self.limit} workers", flush=True)
+        if len(job.items) > 1:
+            indices = [index for index, _ in job.items]
+            print(f"{self.label}: the worker of items {indices} {how}; each is asked again alone", flush=True)
+            self.alone.update(indices)
+            queue.extendleft(reversed(job.items))
+        elif job.items:
+            self.lost_item(*job.items[0], how, queue, done)
         else:
+            self.lost_start(how)
+
+    def lost_item(self, index: int, item: Any, how: str, queue: deque, done: dict) -> None:
+        what = f"the worker of item {index}"
+        if self.try_again(index, what, how):
+            queue.appendleft((index, item))
+        else:
+            done[index] = self.settle(index, Failed(f"{what} {how}, {self.attempts[index]} times"))
+
+    def lost_start(self, how: str) -> None:
+        what = "a starting worker"
+        if self.try_again(None, what, how):
+            return
+        if not self.idle and not self.jobs:
             import ray
             offered = ray.cluster_resources()
             raise ValueError(f"cluster.workers: {what} {how}, {self.attempts[None]} times; each asks for "
                              f"{self.options['num_cpus']:g} CPUs and {self.options['num_gpus']:g} GPUs, the cluster has "
                              f"{offered.get('CPU', 0):g} and {offered.get('GPU', 0):g}")
+        self.limit = len(self.idle) + len(self.jobs)
+        print(f"{self.label}: going on with {self.limit} workers", flush=True)
+
+    def try_again(self, index: int | None, what: str, how: str) -> bool:
+        self.attempts[index] += 1
+        print(f"{self.label}: {what} {how}, {self.attempts[index]} of {self.max_attempts} times", flush=True)
+        return self.attempts[index] < self.max_attempts
 
     def end(self) -> None:
         """Whoever still works on an item of an abandoned map is stopped; the others stay warm."""
-        for future in [future for future, job in self.jobs.items() if job.index is not None]:
+        for future in [future for future, job in self.jobs.items() if job.items]:
             kill(self.jobs.pop(future).actor)
 
     def close(self) -> None:
@@ -165,7 +206,7 @@ def kill(actor: Any) -> None:
 def map_on(workers: Workers, items: Iterable, label: str, timeout_s: float | None, lookahead: int,
            settle: Settle | None) -> Iterator:
     source, queue, done = enumerate(items), deque(), {}
-    workers.begin(label, timeout_s, settle)
+    workers.begin(label, timeout_s, settle, lookahead)
 
     def take(n: int) -> None:
         for index, item in itertools.islice(source, n):
@@ -181,7 +222,7 @@ def map_on(workers: Workers, items: Iterable, label: str, timeout_s: float | Non
                   flush=True)
         for index in itertools.count():
             while index not in done:
-                if not queue and all(job.index is None for job in workers.jobs.values()):
+                if not queue and not any(job.items for job in workers.jobs.values()):
                     return
                 workers.feed(queue)
                 workers.collect(queue, done)

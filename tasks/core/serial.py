@@ -5,7 +5,7 @@ import importlib.metadata
 import itertools
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,8 @@ class Worker:
     def start(self, make: Callable[[], Callable]) -> None:
         self.apply = make()
 
-    def call(self, item: Any) -> Any:
-        return attempt(self.apply, item)
+    def call(self, items: Sequence[Any]) -> list[Any]:
+        return [attempt(self.apply, item) for item in items]
 
 
 def versions() -> dict[str, str]:

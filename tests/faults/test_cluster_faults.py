@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,19 +74,27 @@ def test_prepared_workers_are_those_of_the_next_map():
 
 
 def test_killed_worker_is_replaced_and_its_item_asked_again(tmp_path, capsys):
-    results = list(PARALLEL.map(functools.partial(make_killed_once, tmp_path), range(8), "t"))
+    results = list(PARALLEL.map(functools.partial(make_killed_once, tmp_path), range(8), "t", lookahead=2))
     assert results == [x * x for x in range(8)]
     assert "the worker of item 3 died (ActorDiedError), 1 of 2 times" in capsys.readouterr().out
 
 
+def test_short_items_travel_together_and_those_of_a_killed_worker_are_asked_again(tmp_path, capsys):
+    results = list(PARALLEL.map(functools.partial(make_killed_once, tmp_path), range(40), "t", lookahead=40))
+    assert results == [x * x for x in range(40)]
+    said = r"the worker of items \[.*\b3\b.*\] died \(ActorDiedError\); each is asked again alone"
+    assert re.search(said, capsys.readouterr().out)
+
+
 @pytest.mark.slow
-def test_item_that_kills_every_worker_fails_alone():
+@pytest.mark.parametrize("lookahead", [2, 40])
+def test_item_that_kills_every_worker_fails_alone(lookahead):
     failed = Failed("the worker of item 1 died (ActorDiedError), 2 times")
-    assert list(PARALLEL.map(make_deadly, range(4), "t")) == [0, failed, 2, 3]
+    assert list(PARALLEL.map(make_deadly, range(30), "t", lookahead=lookahead)) == [0, failed, *range(2, 30)]
 
 
 def test_hung_item_is_killed_and_asked_again(tmp_path, capsys):
-    results = list(PARALLEL.map(functools.partial(make_hung_once, tmp_path), range(6), "t", timeout_s=1.0))
+    results = list(PARALLEL.map(functools.partial(make_hung_once, tmp_path), range(6), "t", timeout_s=1.0, lookahead=2))
     assert results == [x * x for x in range(6)]
     assert "the worker of item 2 hung, 1 of 2 times" in capsys.readouterr().out
 
