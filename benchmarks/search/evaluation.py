@@ -232,7 +232,7 @@ def correlation_rows(setting: Setting, target: str, candidates: int, judged: int
     chosen = [items[told.index(e)] for e in correlation.spread(told, judged)]
     found = list(correlation.judge(warm, chosen, references, setting.inputs["data"], WORK / "correlation", few, samples))
     said = (f"{len(found)} of {candidates} candidates; proxy: {few} and {setting.protocol.images} images, search net; FID of "
-            f"{samples} fresh samples, report net, OpenVINO")
+            f"{samples} fresh samples, report net, OpenVINO, real images that nothing has seen")
     variant, seed = f"evaluation.correlation.{target}", setting.params.seed
     for part, rho in correlation.rank_correlations(found).items():
         yield row("mnist_dit", variant, seed, f"spearman_{few if part == 'few' else setting.protocol.images}", rho, said)

