@@ -28,6 +28,7 @@ from benchmarks.cache.arms import (
     further,
     timed,
     trained,
+    unseen,
 )
 from benchmarks.cache.compare import distances, left_open, nearer
 from benchmarks.cache.lab import BATCH, FEW, FULL, Lab, Sizes, first_pairs, further_pairs, open_lab
@@ -35,9 +36,9 @@ from benchmarks.cache.plot import draw
 from benchmarks.environment import Environment
 
 HOME, WORK = Path(__file__).parent, Path("runs/cache")
-PARTS = ("fidelity", "further", "finalists", "break_even", "router", "speed")
-DONE_BY = {"fidelity": "fidelity", "further": "fidelity_further", "finalists": "loss", "break_even": "converged_distance",
-           "router": "router_s", "speed": "speedup_eager"}  # the metric that says a cell has had it
+PARTS = ("fidelity", "further", "unseen", "finalists", "break_even", "router", "speed")
+DONE_BY = {"fidelity": "fidelity", "further": "fidelity_further", "unseen": "fidelity_unseen", "finalists": "loss",
+           "break_even": "converged_distance", "router": "router_s", "speed": "speedup_eager"}  # the metric that says: done
 
 
 class Study:
@@ -93,6 +94,12 @@ class Study:
         numbers = study.straying_further(cell, self.lab(cell.teacher))
         protocol = f"{self.sizes.further} other pairs, batch {BATCH}, eager fp32, report net"
         yield from self.rows(cell, numbers | {"seconds_further": time.monotonic() - began}, protocol)
+
+    def unseen(self, job: list[Cell], began: float) -> Iterator[dict]:
+        cell, = job
+        numbers = study.straying_unseen(cell, self.lab(cell.teacher))
+        protocol = f"{self.sizes.unseen} pairs, none of the others, batch {BATCH}, OpenVINO fp32, report net"
+        yield from self.rows(cell, numbers | {"seconds_unseen": time.monotonic() - began}, protocol)
 
     def speed(self, job: list[Cell], began: float) -> Iterator[dict]:
         numbers = study.timed(job, self.lab(job[0].teacher))
@@ -182,7 +189,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def wanted(asked: argparse.Namespace, work: Study, part: str) -> list[Cell]:
     """Of the part, those asked for; a trial takes the fewer steps alone."""
     there = {"fidelity": cells, "further": lambda: further(left_open(results.read(work.results))),
-             "break_even": break_even, "router": trained, "finalists": finalists, "speed": timed}
+             "unseen": unseen, "break_even": break_even, "router": trained, "finalists": finalists, "speed": timed}
     return [cell for cell in there[part]() if cell.nfe <= max(work.sizes.nfes) and asked.arm in (None, cell.arm.name)
             and asked.teacher in (None, cell.teacher) and asked.setting in (None, cell.setting)]
 

@@ -128,16 +128,17 @@ UNSEEN = ("errors", OURS, "router")  # what the table has for a list that it nev
 
 
 def unseen() -> list[Cell]:
-    """At the more steps."""
-    return [cell for cell in cells() if (cell.teacher, cell.nfe) == (DIT, NFES[1]) and cell.arm.name in UNSEEN]
+    """At the more steps and the table's budgets."""
+    return [cell for cell in cells() if (cell.teacher, cell.nfe) == (DIT, NFES[1]) and cell.arm.name in UNSEEN
+            and cell.value in arm(UNSEEN[0]).values]
 
 
 def further(left_open: Collection[tuple[str, str]]) -> list[Cell]:
-    """What is judged again by other pairs, more of them: `unseen`, and opponents that the first pairs leave open, (teacher,
-    variant), with ours under the same settings."""
+    """What is judged again by other pairs, more of them: opponents that the first pairs leave open, (teacher, variant), with
+    ours under the same settings."""
     settings = {(teacher, variant.split("/")[0]) for teacher, variant in left_open}
-    return list(dict.fromkeys([*unseen(), *(cell for cell in cells() if (cell.teacher, cell.variant) in left_open
-                                            or cell.arm.name == OURS and (cell.teacher, cell.setting) in settings)]))
+    return [cell for cell in cells() if (cell.teacher, cell.variant) in left_open
+            or cell.arm.name == OURS and (cell.teacher, cell.setting) in settings]
 
 
 def trained() -> list[Cell]:

@@ -41,6 +41,7 @@ class Sizes:
 
     pairs: int        # samples of every cell, judged in pairs with the uncached run's
     further: int      # the same, others, of cells that these leave open
+    unseen: int       # the same, others again, of plans for lists that the table never saw
     finalists: int    # samples of cells whose quality is claimed
     timed_s: float    # seconds of timing of one arm under one setting, all its strengths together
     repeats: int      # of each of its trajectories, at least
@@ -48,8 +49,8 @@ class Sizes:
     nfes: tuple[int, ...]
 
 
-FULL = Sizes(pairs=100, further=400, finalists=10_000, timed_s=15, repeats=5, scale="full", nfes=NFES)
-FEW = Sizes(pairs=16, further=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
+FULL = Sizes(pairs=100, further=400, unseen=2000, finalists=10_000, timed_s=15, repeats=5, scale="full", nfes=NFES)
+FEW = Sizes(pairs=16, further=16, unseen=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,12 @@ def further_pairs(sizes: Sizes) -> range:
     """Others, from the next whole batch on."""
     first = -(-sizes.pairs // BATCH) * BATCH
     return range(first, first + sizes.further)
+
+
+def unseen_pairs(sizes: Sizes) -> range:
+    """The next ones."""
+    first = further_pairs(sizes).stop
+    return range(first, first + sizes.unseen)
 
 
 def span(samples: range) -> str:

@@ -16,7 +16,18 @@ from torch import nn
 from benchmarks import results
 from benchmarks.cache import rules
 from benchmarks.cache.arms import CONVERGED, OURS, SUBLAYERS, Cell
-from benchmarks.cache.lab import BATCH, NOISE, Lab, first_pairs, further_pairs, sampled_features, span, trained_router, uniform
+from benchmarks.cache.lab import (
+    BATCH,
+    NOISE,
+    Lab,
+    first_pairs,
+    further_pairs,
+    sampled_features,
+    span,
+    trained_router,
+    uniform,
+    unseen_pairs,
+)
 from benchmarks.cache.packages import PACKAGES
 from benchmarks.cache.work import counted_calls
 from benchmarks.sparsity.lab import kept_features
@@ -129,17 +140,27 @@ def straying_further(cell: Cell, lab: Lab) -> dict[str, float]:
 def judged(cell: Cell, lab: Lab) -> dict[str, float]:
     """FID of many samples, and its increase over the uncached run by paired bootstrap. Through OpenVINO: plans only."""
     n = lab.sizes.finalists
-    own, base = (many(lab, c, n) for c in (cell, replace(cell, arm=None, value=None)))
+    own, base = (many(lab, c, range(n)) for c in (cell, uncached(cell)))
     rows = losses({"dense": base, cell.variant: own}, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))
     return {quality.fid_name(n): quality.fid(own, lab.judge.reference),
             f"{quality.fid_name(n)}_uncached": quality.fid(base, lab.judge.reference),
             "loss": rows[cell.variant]["loss"], "loss_upper95": rows[cell.variant]["loss_upper95"]}
 
 
-def many(lab: Lab, cell: Cell, n: int) -> np.ndarray:
+def straying_unseen(cell: Cell, lab: Lab) -> dict[str, float]:
+    """fidelity_unseen: of so many pairs that a few which stray far do not decide. Through OpenVINO: plans only."""
+    pairs = unseen_pairs(lab.sizes)
+    return {"fidelity_unseen": quality.paired_distance(*(many(lab, c, pairs) for c in (cell, uncached(cell)))) / lab.unit}
+
+
+def uncached(cell: Cell) -> Cell:
+    return replace(cell, arm=None, value=None)
+
+
+def many(lab: Lab, cell: Cell, samples: range) -> np.ndarray:
     recipe = recipe_of(cell, lab)
-    return kept_features(lab, f"{features_path(cell, range(n))}-many", lambda: sampled_features(
-        lab, live_graph(lab.teacher, recipe, BATCH), recipe, range(n), f"{lab.name} {cell.variant}"))
+    return kept_features(lab, f"{features_path(cell, samples)}-many", lambda: sampled_features(
+        lab, live_graph(lab.teacher, recipe, BATCH), recipe, samples, f"{lab.name} {cell.variant}"))
 
 
 def to_converged(cell: Cell, lab: Lab) -> dict[str, float]:

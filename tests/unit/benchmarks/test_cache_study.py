@@ -15,7 +15,7 @@ from benchmarks import results
 from benchmarks.cache import plot, rules
 from benchmarks.cache.arms import ARMS, DIT, OPPONENTS, PLANS, RULES, SAVED, break_even, cells, finalists, further, unseen
 from benchmarks.cache.compare import at_share, distances, left_open, nearer, paired
-from benchmarks.cache.lab import FULL, first_pairs, further_pairs
+from benchmarks.cache.lab import FULL, first_pairs, further_pairs, unseen_pairs
 from benchmarks.cache.work import Meter, counted_calls
 from benchmarks.environment import Environment
 from tasks.cache_learn.baselines import time_threshold
@@ -168,11 +168,17 @@ def test_what_the_first_pairs_leave_open_is_judged_again_beside_ours():
     found = further(left_open(rows))
     assert [cell.variant for cell in found if cell.nfe == 20] == [*(f"ddim20/refined/{value:g}" for value in PLANS[0].values),
                                                                   "ddim20/mag/0.5"]
-    assert set(unseen()) <= set(found) and len(set(found)) == len(found)
+    assert {cell.nfe for cell in found} == {20} and len(set(found)) == len(found)
 
 
-def test_further_pairs_begin_with_a_batch_of_their_own():
-    assert first_pairs(FULL) == range(100) and further_pairs(FULL) == range(104, 504)
+def test_other_pairs_begin_with_a_batch_of_their_own():
+    assert first_pairs(FULL) == range(100) and further_pairs(FULL) == range(104, 504) and unseen_pairs(FULL) == range(504, 2504)
+
+
+def test_a_list_that_the_table_never_saw_has_every_plan_that_is_trained_for_it():
+    found = {(cell.solver, cell.arm.name) for cell in unseen()}
+    assert {arm for _, arm in found} == {"errors", "refined", "router"} and len(found) == 2 * 3
+    assert {(cell.teacher, cell.nfe) for cell in unseen()} == {(DIT, 50)}
 
 
 def test_pairs_of_one_batch_count_as_one():
