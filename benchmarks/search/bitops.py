@@ -1,16 +1,16 @@
 """BitOPs at equal quality: what the search finds, beside the best of what anyone would try and beside W8A8 at 100 steps.
 
 On the shipped DiT. Distances to the dense teacher's images guide a first search, an estimate of FID the one that goes on from
-its front; which point of a front is good enough is found on samples of one noise and judged on those of another, by another net
-and against other real images. At 5 and 6 steps timesteps and solver alone are searched, in fp32.
+its front. The best few within a tenth of the BitOPs of W8A8 at 100 steps are compared on more samples, and the one that wins is
+judged: guide, choice and judgement have noise, a feature net and real images of their own. At 5 and 6 steps timesteps and
+solver alone are searched, in fp32.
 """
 
 import functools
 import itertools
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,13 +36,14 @@ from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.table import ReuseTable
 from tasks.core import denoiser as denoisers
 from tasks.core import quality
-from tasks.core.artifacts import digest, hash_file
+from tasks.core.artifacts import Inputs, digest, hash_file
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import read_params, stage_params
 from tasks.core.progress import track
 from tasks.core.quality import Gaussian, anchored_fid, fid, fid_name
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, labels_for, spaced_timesteps
+from tasks.data import stage as data_stage
 from tasks.data.features import load_feature_net
 from tasks.evolve.fitness import Protocol, ranges_of
 from tasks.evolve.lab import EvaluationLog, Lab, open_lab, succeeded
@@ -55,14 +56,15 @@ from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 STEPS, BUDGETS = (4, 20), (0.0, 0.1, 0.25, 0.4)    # of the search that distance guides
 GUIDED_STEPS = (6, 30)                             # of the one that FID guides
 GUIDED_BUDGETS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6)
+EQUAL_ROWS = ("w8a8_100", "tenth", "dull.", f"seconds_{EQUAL}")  # what their names begin with
 REUSE = ((2, "learned"), (2, "none"))              # all blocks at once: a step computes them or does not
-LEVELS = 20                                        # of cost, up to the bound; as wide beyond it
-DULL_STEPS, DULL_BITS = (5, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40, 50), (5, 6, 7, 8)
+DULL_STEPS, DULL_BITS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 25, 28, 30, 35, 40, 50), (5, 6, 7, 8)
+DULL_GUESSED = ("w7a7", "w8a8")                    # whose FID is guessed for all of them; of fewer bits, for the nearest
 RESAMPLES = 1000                                   # of the bootstrap
-HOPED = MARGIN / 2                                 # increase, on the noise that chooses, of a point that is worth judging
-GUIDING, CHOOSING, JUDGING = 50_000, 51_000, 52_000  # seeds of noise: neither the search's nor fid's
+IN_DOUBT = 0.1                                     # above the least guess of FID: a guess is up to 5 % off
+GUIDING, CHOOSING, JUDGING = 50_000, 53_000, 52_000  # seeds of noise: neither the search's nor fid's
 GOING_ON = 12                                      # points of the first search's front, the dearest, where the second begins
-FINALISTS = 4                                      # of one level, the best of where the search looked; one is chosen
+FINALISTS = 8                                      # the best of where the search looked, of which samples choose one
 BLOCK = 2500                                       # samples that are kept together
 
 
@@ -93,9 +95,6 @@ class Point:
     guess: float  # of FID, on the images that guide
 
 
-Level = Sequence[Point]  # of about one cost, the best guess first
-
-
 class Study:
     """The shipped DiT, a lab for distances, a judge of samples."""
 
@@ -106,15 +105,24 @@ class Study:
                             prefix_mb=128)
         self.lab, self.data = open_lab(self.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S), self.inputs["data"]
         self.teacher, self.protocol = denoisers.load(SHIPPED / TEACHER), protocol
-        self.judges = {CHOOSING: self.judge_of("search", "guides"), JUDGING: self.judge_of("report", "judges")}
+        self.recipes: dict[str, Recipe] = {}  # that were judged
+        self.judges = {GUIDING: self.judge_of(self.data, "search", "guides"),
+                       CHOOSING: self.judge_of(self.other_data(), "report", "chooses"),
+                       JUDGING: self.judge_of(self.data, "report", "judges")}
         self.base = eight_bits(self.teacher, layers_of(self.teacher))
 
-    def judge_of(self, net: str, part: str) -> Judge:
-        """part: of the real images that nothing here has seen."""
+    def judge_of(self, data: Path, which: str, part: str) -> Judge:
+        """part: of the real images that nothing here was trained on."""
         images, labels = load_unseen(part, self.teacher.sample_shape)
-        net = load_feature_net(self.data, net)
+        net = load_feature_net(data, which)
         seen = quality.features(net, images)
         return Judge(net, seen, labels, Gaussian.of(seen))
+
+    def other_data(self) -> Path:
+        """Another seed's feature nets, so that what chooses is neither the net that guides nor the one that judges."""
+        how = stage_params(data_stage, read_params(scale=self.sizes.scale))
+        how = replace(how, seed=how.seed + 1)
+        return made(self.work / "other_data", lambda out: data_stage.run(how, Inputs({}, "data"), out))
 
     @functools.cached_property
     def problem(self) -> Problem:
@@ -132,34 +140,31 @@ class Study:
         return ranges_of(self.teacher, self.protocol)
 
     @property
-    def width(self) -> float:
-        """Of a level of cost."""
-        return self.problem.space().bound / LEVELS
-
-    @property
     def judged_by(self) -> str:
-        return f"OpenVINO, report net, {len(self.judges[JUDGING].features)} real images that nothing has seen"
+        return f"OpenVINO, report net, {len(self.judges[JUDGING].features)} real images that nothing else has seen"
 
     @functools.cached_property
     def guide(self) -> "Guide":
         return Guide.of(self)
 
-    # ---- fronts ----
+    # ---- what is found ----
 
     def distances(self, recipes: Iterable[Recipe], total: int, label: str) -> Iterator[float | None]:
         return self.lab.distances(self.references, (("teacher", recipe) for recipe in recipes), total, label)
 
-    def dull(self) -> list[Level]:
-        """Of what anyone would try: whatever has eight bits, and what fewer bits leave on the front of distance and cost."""
+    def dull(self) -> list[Point]:
+        """Of what anyone would try, by rising cost the best guess of each cost, as far as it may be as good as any; at the end
+        the base."""
         recipes = list(dull_recipes(self.teacher))
         found = self.distances(recipes, len(recipes), "dull, by distance")
         near = pareto_front([Evaluation(recipe, self.problem.cost(recipe), loss)
                              for recipe, loss in zip(recipes, found, strict=True)])
-        tried = [recipe for recipe in recipes if set(recipe.precision.values()) == {"w8a8"}]
+        tried = [recipe for recipe in recipes if {*recipe.precision.values()} <= {*DULL_GUESSED}]
         tried += [e.candidate for e in near if e.candidate not in tried]
         found = self.guide.fids(tried, len(tried), "dull, by FID")
-        return levels([Evaluation(recipe, self.problem.cost(recipe), loss)
-                       for recipe, loss in zip(tried, found, strict=True)], lambda recipe: recipe, self.width)
+        points = [Point(recipe, self.problem.cost(recipe), guess) for recipe, guess in zip(tried, found, strict=True)
+                  if guess is not None]
+        return [*best_of_each_cost(points), Point(self.base, self.problem.cost(self.base), float("nan"))]
 
     def searched(self, space: Space, budget: int, label: str) -> list[Evaluation]:
         def evaluate(asked: Iterable) -> Iterator[float | None]:
@@ -167,7 +172,8 @@ class Study:
 
         return search(space, evaluate, np.random.default_rng(0), budget, ours(), self.problem.seeds(space))
 
-    def ours(self) -> list[Level]:
+    def within_a_tenth(self) -> list[Point]:
+        """What the search for everything found within the bound, the best guesses first."""
         space = self.problem.space()
         nearest = pareto_front(self.searched(space, self.sizes.evaluations, "ours, by distance"))
         wide = at_most_bits(space)
@@ -178,7 +184,8 @@ class Study:
         tried = (self.problem.seeds(replace(wide, bound=space.bound, cache=(budget,))) for budget in wide.cache)
         seeds = [*itertools.chain(*tried), *(replace(e.candidate, genes=only(wide.menus)) for e in nearest[-GOING_ON:])]
         told = search(wide, evaluate, np.random.default_rng(0), self.sizes.guided, ours(random=0.1), seeds)
-        return levels(told, wide.recipe, self.width)
+        within = sorted((e for e in told if e.loss is not None and e.cost <= space.bound), key=lambda e: e.loss)
+        return [Point(wide.recipe(e.candidate), e.cost, e.loss) for e in within[:FINALISTS]]
 
     def nearest(self, steps: int) -> list[Recipe]:
         """Lists of so many steps, nearest first."""
@@ -210,46 +217,43 @@ class Study:
         return {fid_name(n): self.fid(recipe, JUDGING, n), "loss": found["own"]["loss"],
                 "loss_upper95": found["own"]["loss_upper95"]}
 
-    def best(self, recipes: Iterable[Recipe]) -> tuple[Recipe, float]:
-        """That of least FID where samples choose, and its FID there."""
-        return min(((recipe, self.fid(recipe, CHOOSING, self.sizes.chosen)) for recipe in recipes), key=lambda one: one[1])
+    def best(self, recipes: Iterable[Recipe]) -> Recipe:
+        """That of least FID where samples choose."""
+        return min(recipes, key=lambda recipe: self.fid(recipe, CHOOSING, self.sizes.chosen))
 
-    def cheapest(self, found: Sequence[Level]) -> Iterator[tuple[Point, dict[str, float]]]:
-        """Points that were judged, and how; the last one is the cheapest that is as good as the base, if any is. The level that
-        it begins with is found on other samples; while the bound is not met that of the next dearer level is judged."""
-        enough = (1 + HOPED) * self.fid(self.base, CHOOSING, self.sizes.chosen)
-        begin = first_of(len(found), lambda i: self.best(point.recipe for point in found[i])[1] <= enough)
-        for level in found[begin:]:
-            point, judged = self.judged(level)
+    def cheapest(self, points: Iterable[Point]) -> Iterator[tuple[Point, dict[str, float]]]:
+        """Points that were judged, and how; the last one is the cheapest that is as good as the base. A point that is worse by
+        more than the margin where samples choose is passed over."""
+        enough = (1 + MARGIN) * self.fid(self.base, CHOOSING, self.sizes.chosen)
+        for point in points:
+            if self.fid(point.recipe, CHOOSING, self.sizes.chosen) > enough:
+                continue
+            judged = self.loss(point.recipe, self.base, self.sizes.judged)
             yield point, judged
             if judged["loss_upper95"] <= MARGIN:
                 return
-
-    def judged(self, level: Level) -> tuple[Point, dict[str, float]]:
-        """The best of a level."""
-        chosen, _ = self.best(point.recipe for point in level)
-        return next(point for point in level if point.recipe == chosen), self.loss(chosen, self.base, self.sizes.judged)
 
     # ---- rows ----
 
     def compared_at_equal_quality(self) -> Iterator[dict]:
         sizes = self.sizes
         protocol = (f"{sizes.evaluations} evaluations of {sizes.images} images by distance, {sizes.guided} of {sizes.guiding} "
-                    f"by FID, search net; of {FINALISTS} of about a cost the best on {sizes.chosen} samples, judged on "
+                    f"by FID, search net; the best of {FINALISTS} on {sizes.chosen} samples, another net, judged on "
                     f"{sizes.judged} others, against W8A8 at 100 steps; {self.judged_by}")
         own = self.fid(self.base, JUDGING, sizes.judged)
         yield from rows("w8a8_100", {"cost": self.problem.cost(self.base), fid_name(sizes.judged): own}, protocol)
-        ours, dull, bound = self.ours(), self.dull(), self.problem.space().bound
-        tenth = [level for level in ours if all(point.cost <= bound for point in level)][-1:]
-        for name, judged in (("ours", self.cheapest(ours)), ("dull", self.cheapest(dull)), ("tenth", map(self.judged, tenth))):
-            for k, (point, found) in enumerate(judged):
-                self.keep(f"{name}.{k}", point.recipe)
-                numbers = {"cost": point.cost, "fid_guessed": point.guess, **facts(point.recipe), **found}
-                yield from rows(f"{name}.{k}", numbers, protocol)
+        tenth = self.within_a_tenth()
+        chosen = self.best(point.recipe for point in tenth)
+        own = next(point for point in tenth if point.recipe == chosen)
+        judged = [("tenth", own, self.loss(chosen, self.base, sizes.judged))]
+        judged += [(f"dull.{k}", *found) for k, found in enumerate(self.cheapest(self.dull()))]
+        for name, point, found in judged:
+            self.recipes[name] = point.recipe
+            yield from rows(name, {"cost": point.cost, "fid_guessed": point.guess, **facts(point.recipe), **found}, protocol)
 
     def compared_at_few_steps(self, steps: int) -> Iterator[dict]:
-        n, (recipe, _) = self.sizes.few_judged, self.best(self.nearest(steps))
-        self.keep(f"steps{steps}", recipe)
+        n, recipe = self.sizes.few_judged, self.best(self.nearest(steps))
+        self.recipes[f"steps{steps}"] = recipe
         protocol = (f"{self.sizes.few_evaluations} evaluations of {self.sizes.images} images; the best of {FINALISTS} on "
                     f"{self.sizes.chosen} samples, judged on {n} others; fp32; {self.judged_by}; loss: of ours over this one, "
                     "paired")
@@ -258,22 +262,28 @@ class Study:
             numbers = {"fid_base": self.fid(base, JUDGING, n), **self.loss(recipe, base, n)}
             yield from rows(f"steps{steps}.{solver}_{spacing}", numbers, protocol)
 
-    def keep(self, name: str, recipe: Recipe) -> None:
-        """Beside the results, so that it can be sampled from again."""
-        folder = self.results.parent / "recipes"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(recipe.to_json()) + "\n")
-
     def run(self, parts: Iterable[str]) -> None:
-        """parts: of `curves.BITOPS`. Rows of a part replace those it had."""
+        """parts: of `curves.BITOPS`. Rows and recipes of a part replace all that it had."""
         for name in parts:
             began = time.monotonic()
+            self.recipes.clear()
             found = list(self.compared_at_equal_quality() if name == EQUAL else
                          self.compared_at_few_steps(int(name.removeprefix("steps"))))
             found += rows(f"seconds_{name}", {"seconds": time.monotonic() - began}, "what an earlier run kept is not in it")
-            own = {row["variant"] for row in found}
-            results.replace(self.results, lambda row, own=own: row["variant"] in own, found)
+            own = EQUAL_ROWS if name == EQUAL else (name, f"seconds_{name}")
+            self.keep(own)
+            results.replace(self.results, lambda row, own=own: row["variant"].removeprefix("bitops.").startswith(own), found)
             print(f"bitops {name}: done in {time.monotonic() - began:.0f} s", flush=True)
+
+    def keep(self, own: tuple[str, ...]) -> None:
+        """The recipes of a part, beside the results, to be sampled from again. own: what their names begin with."""
+        folder = self.results.parent / "recipes"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.json"):
+            if path.stem.startswith(own):
+                path.unlink()
+        for name, recipe in self.recipes.items():
+            (folder / f"{name}.json").write_text(json.dumps(recipe.to_json()) + "\n")
 
 
 @dataclass(frozen=True)
@@ -287,7 +297,7 @@ class Guide:
 
     @classmethod
     def of(cls, study: Study) -> "Guide":
-        sizes, judge = study.sizes, study.judges[CHOOSING]
+        sizes, judge = study.sizes, study.judges[GUIDING]
         whole = results.kept(study.work / "features" / f"anchor-{sizes.anchors}.npy", lambda: sample_features(
             study.teacher, anchor(study.teacher), {}, judge.net, sizes.anchors, "anchor", GUIDING))
         protocol = replace(study.protocol, images=sizes.guiding, chunk=min(50, sizes.guiding), seed=GUIDING)
@@ -327,22 +337,13 @@ def dull_recipes(teacher: denoisers.Denoiser) -> Iterator[Recipe]:
                      precision=dict.fromkeys(layers, f"w{bits}a{bits}"))
 
 
-def levels(told: Sequence[Evaluation], recipe: Callable[[object], Recipe], width: float) -> list[Level]:
-    """By rising cost, the FINALISTS best of each level, without levels whose best is no better than that of a cheaper one."""
-    found: dict[int, list[Evaluation]] = {}
-    for e in sorted((e for e in told if e.loss is not None), key=lambda e: e.loss):
-        found.setdefault(math.ceil(e.cost / width - 1e-9), []).append(e)  # what costs the bound is within it
-    best = pareto_front([Evaluation(place, place, of_level[0].loss) for place, of_level in found.items()])
-    return [[Point(recipe(e.candidate), e.cost, e.loss) for e in found[level.candidate][:FINALISTS]] for level in best]
-
-
-def first_of(n: int, holds: Callable[[int], bool]) -> int:
-    """The first of 0 .. n - 1 that holds, by bisection: taken to hold for all after it; the last one if none is found to."""
-    low, high = 0, n - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
+def best_of_each_cost(points: Iterable[Point]) -> list[Point]:
+    """By rising cost, without those whose guess is so far above the least that it cannot be doubted."""
+    best: dict[float, Point] = {}
+    for point in sorted(points, key=lambda point: -point.guess):
+        best[point.cost] = point  # the last one stays
+    least = min(point.guess for point in best.values())
+    return [best[cost] for cost in sorted(best) if best[cost].guess <= (1 + IN_DOUBT) * least]
 
 
 def facts(recipe: Recipe) -> dict[str, float]:

@@ -20,7 +20,7 @@ def digits(monkeypatch):
     rng = np.random.default_rng(0)
     images = np.concatenate([shipped[::500, 0], rng.integers(0, 256, (60, 28, 28), dtype=np.uint8)])
     labels = np.concatenate([labels[::500], np.arange(60) % 10]).astype(np.uint8)
-    monkeypatch.setattr(holdout, "EACH", 3)
+    monkeypatch.setattr(holdout, "PARTS", {"guides": (0, 3), "judges": (3, 6)})
     monkeypatch.setattr(holdout, "fetch", lambda: {"images": idx(images), "labels": idx(labels)})
     return images, labels
 

@@ -2,12 +2,12 @@
 
 import pytest
 
+from benchmarks import results
 from benchmarks.search import bitops
-from benchmarks.search.bitops import DULL_BITS, DULL_STEPS, FINALISTS, SPACINGS, Point, dull_recipes, first_of, levels
+from benchmarks.search.bitops import DULL_BITS, DULL_STEPS, SPACINGS, Point, best_of_each_cost, dull_recipes
 from benchmarks.search.efficiency import SOLVERS, eight_bits, layers_of
 from tasks.core.denoiser import build
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.evolve.search import Evaluation
 from tasks.pretrain_load.architectures import SCHEDULE, dit
 
 
@@ -16,32 +16,12 @@ def teacher():
     return build("DiTTransformer2DModel", dit(8, 1, 4, width=32, depth=2, heads=2, patch=2), SCHEDULE)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 16])
-def test_the_first_that_holds_is_found_in_few_tries(n):
-    for first in range(n + 1):
-        tried = []
+def test_of_each_cost_the_best_guess_is_tried_if_it_may_be_as_good_as_any():
+    def point(cost, guess):
+        return Point(Recipe(timesteps=(int(100 * guess), 0)), cost, guess)
 
-        def holds(i, first=first, tried=tried):
-            tried.append(i)
-            return i >= first
-
-        assert first_of(n, holds) == min(first, n - 1) and len(tried) <= n.bit_length()
-
-
-def test_a_level_holds_the_best_of_about_its_cost():
-    told = [Evaluation("dear", 3.0, 1.0), Evaluation("cheap", 1.0, 5.0), Evaluation("behind", 2.0, 6.0),
-            Evaluation("failed", 1.0, None), Evaluation("as cheap", 0.6, 7.0), Evaluation("best of the cheap", 0.9, 4.0)]
-    cheap = [Point("BEST OF THE CHEAP", 0.9, 4.0), Point("CHEAP", 1.0, 5.0), Point("AS CHEAP", 0.6, 7.0)]
-    assert levels(told, str.upper, 0.5) == [cheap, [Point("DEAR", 3.0, 1.0)]]
-    many = levels([Evaluation(str(k), 1.0, k) for k in range(3 * FINALISTS)], str, 0.1)
-    assert [[point.guess for point in level] for level in many] == [list(range(FINALISTS))]
-
-
-def test_what_costs_the_bound_is_within_it():
-    bound = 0.0235359
-    costs = {"below": 0.96 * bound, "at": 10 * (bound / 10), "above": 1.01 * bound}
-    found = levels([Evaluation(name, cost, -cost) for name, cost in costs.items()], str, bound / 20)
-    assert [[point.recipe for point in level] for level in found] == [["at", "below"], ["above"]]
+    points = [point(2.0, 1.3), point(1.0, 1.05), point(1.0, 1.02), point(0.5, 1.2), point(3.0, 1.0), point(4.0, 1.09)]
+    assert [(one.cost, one.guess) for one in best_of_each_cost(points)] == [(1.0, 1.02), (3.0, 1.0), (4.0, 1.09)]
 
 
 def test_the_dull_are_all_solvers_spacings_steps_and_bits(teacher):
@@ -56,8 +36,8 @@ def test_the_base_is_eight_bits_at_a_hundred_uniform_steps(teacher):
     assert (base.nfe, base.solver, set(base.precision.values())) == (100, "ddim", {"w8a8"})
 
 
-def level(cost, *names):
-    return [Point(Recipe(timesteps=(name, 0)), cost, 0.0) for name in names]
+def point(name):
+    return Point(Recipe(timesteps=(name, 0)), float(name), 0.0)
 
 
 class Found(bitops.Study):
@@ -77,18 +57,37 @@ class Found(bitops.Study):
 
 
 @pytest.mark.parametrize("chosen, bounds, expected", [
-    ({1: 1.5, 2: 1.02, 3: 1.01, 4: 1.0}, {1: 0.6, 2: 0.04, 3: 0.0, 4: 0.0}, [2]),
-    ({1: 1.5, 2: 1.02, 3: 1.01, 4: 1.0}, {1: 0.6, 2: 0.06, 3: 0.04, 4: 0.0}, [2, 3]),  # lucky where chosen: the next dearer
-    ({1: 1.5, 2: 1.4, 3: 1.3, 4: 1.2}, {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.3}, [4]),         # none is good enough: the best, and said
+    ({1: 1.5, 2: 1.02, 3: 1.01}, {1: 0.6, 2: 0.04, 3: 0.0}, [2]),
+    ({1: 1.5, 2: 1.02, 3: 1.01}, {1: 0.6, 2: 0.06, 3: 0.04}, [2, 3]),  # lucky where chosen: the next dearer one
+    ({1: 1.02, 2: 1.3, 3: 1.0}, {1: 0.2, 2: 0.0, 3: 0.0}, [1, 3]),     # what is clearly worse is not judged
 ])
 def test_the_cheapest_is_chosen_on_one_noise_and_judged_on_another(chosen, bounds, expected):
-    found = Found(chosen, bounds).cheapest([level(cost, cost) for cost in chosen])
+    found = Found(chosen, bounds).cheapest(map(point, chosen))
     assert [point.cost for point, _ in found] == expected
 
 
-def test_of_a_level_the_best_where_samples_choose_is_judged():
-    point, judged = Found({1: 1.2, 2: 1.1, 3: 1.3}, {1: 0.3, 2: 0.2, 3: 0.1}).judged(level(5.0, 1, 2, 3))
-    assert (point.recipe.timesteps[0], judged) == (2, {"loss_upper95": 0.2})
+def test_what_wins_where_samples_choose_is_judged():
+    assert Found({1: 1.2, 2: 1.1, 3: 1.3}, {}).best(point(name).recipe for name in (1, 2, 3)) == point(2).recipe
+
+
+def test_rows_and_recipes_of_a_part_replace_all_that_it_had(tmp_path):
+    study = object.__new__(bitops.Study)
+    study.results, study.recipes = tmp_path / "results.csv", {}
+    for name in ("dull.3", "steps5.ddim_uniform"):
+        results.append(study.results, bitops.rows(name, {"cost": 1.0}, "p"))
+    (tmp_path / "recipes").mkdir()
+    for name in ("dull.3", "steps5"):
+        (tmp_path / "recipes" / f"{name}.json").write_text("{}")
+
+    def judged():
+        study.recipes["dull.0"] = Recipe(timesteps=(5, 0))
+        yield from bitops.rows("dull.0", {"cost": 2.0}, "p")
+
+    study.compared_at_equal_quality = judged
+    study.run([bitops.EQUAL])
+    assert {row["variant"] for row in results.read(study.results)} == {
+        "bitops.dull.0", "bitops.steps5.ddim_uniform", "bitops.seconds_equal"}
+    assert {path.name for path in (tmp_path / "recipes").iterdir()} == {"dull.0.json", "steps5.json"}
 
 
 def test_facts_of_a_recipe():
