@@ -7,6 +7,8 @@ generations, so none waits for its slowest candidate: each is made from the resu
 `random` is the same without parents. `tmpq_dm` is TMPQ-DM's evolution as published, in generations that wait.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -146,28 +148,37 @@ class Guide:
 
     def __init__(self, space: SearchSpace):
         self.space, self.surrogate = space, Surrogate()
-        self.pending: list[tuple[float, np.ndarray]] = []  # cost and features of those asked and not told, in order
+        self.pending: deque[tuple[float, np.ndarray]] = deque()  # cost and features of those asked and not told, in order
+        self.guesses: deque[float] = deque()                     # losses of the first of these, while the model stays as it is
 
     def ask(self, candidate) -> None:
         self.pending.append((self.space.cost(candidate), self.space.features(candidate)))
 
     def tell(self, loss: float | None) -> None:
-        _, features = self.pending.pop(0)
+        _, features = self.pending.popleft()
+        if self.guesses:
+            self.guesses.popleft()
         if loss is not None:
             self.surrogate.tell(features, loss)
 
     def ranked(self, candidates: list, survivors: Sequence[Evaluation]) -> list:
         """Best first; as they came while too little was told."""
+        fitted = self.surrogate.fitted
         if not survivors or not self.surrogate.fit():
             return candidates
+        if self.surrogate.fitted != fitted:
+            self.guesses.clear()
         points = np.array([(self.space.cost(c), loss) for c, loss in zip(candidates, self.losses(candidates), strict=True)])
-        known = [(e.cost, e.loss) for e in survivors]
-        corner = np.max(known, axis=0)
-        if self.pending:
-            costs, features = zip(*self.pending, strict=True)
-            known += zip(costs, self.surrogate.losses(np.stack(features)), strict=True)
-        gains = hypervolume_gains(points, np.array(known), corner)
+        known = np.array([(e.cost, e.loss) for e in survivors])
+        gains = hypervolume_gains(points, np.concatenate([known, self.expected()]), known.max(0))
         return [candidates[i] for i in np.argsort(-gains, kind="stable")]
+
+    def expected(self) -> np.ndarray:
+        """(n, 2) cost and guessed loss of what is being evaluated: hundreds, where there are many workers."""
+        if new := [features for _, features in itertools.islice(self.pending, len(self.guesses), None)]:
+            self.guesses.extend(self.surrogate.losses(np.stack(new)))
+        n = len(self.pending)
+        return np.stack([np.fromiter((cost for cost, _ in self.pending), float, n), np.fromiter(self.guesses, float, n)], 1)
 
     def losses(self, candidates: list) -> np.ndarray:
         return self.surrogate.losses(np.stack([self.space.features(c) for c in candidates]))

@@ -6,12 +6,11 @@ searched too. Its candidates beyond the bound are thrown away, ours are repaired
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tasks.core.artifacts import digest
 from tasks.core.params import check_choice
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import strictly_decreasing
@@ -58,9 +57,10 @@ class Space:
         """A candidate's cost is asked for where it is repaired, ranked, asked and told."""
         return functools.lru_cache(maxsize=4096)(lambda candidate: self.recipe_cost(self.recipe(candidate)))
 
-    def key(self, candidate: Candidate) -> str:
+    def key(self, candidate: Candidate) -> Hashable:
         """Equal for candidates of one recipe: two cache budgets may come to the same plan."""
-        return digest(self.recipe(candidate).to_json())
+        recipe = self.recipe(candidate)
+        return recipe.timesteps, recipe.solver, recipe.cache, tuple(recipe.precision.items()), recipe.sparsity is not None
 
     def unbounded(self) -> "Space":
         return replace(self, bound=float("inf"))
