@@ -120,7 +120,8 @@ def measure_unsearched(workers: int, calls: int) -> dict[str, float]:
         cluster.warm_workers(make).warm()
         before, began = cpu_seconds("ray::"), time.perf_counter()
         time.sleep(IDLE_S)
-        cores = (cpu_seconds("ray::") - before) / (time.perf_counter() - began)
+        spent = sum(now - before[pid] for pid, now in cpu_seconds("ray::").items() if pid in before)  # others are just ending
+        cores = spent / (time.perf_counter() - began)
         began = time.perf_counter()
         for _ in cluster.map(make, iter(range(calls)), "scale", lookahead=AHEAD * workers):
             pass
@@ -134,13 +135,12 @@ def make_napper(seconds: float) -> Callable[[int], None]:
     return lambda _: time.sleep(seconds)
 
 
-def cpu_seconds(name: str) -> float:
-    """Of all processes whose names begin so."""
+def cpu_seconds(name: str) -> dict[int, float]:
+    """Of every process whose name begins so, by its number."""
     import psutil
-    times = [process.info["cpu_times"] for process in psutil.process_iter(["name", "cpu_times"])
-             if (process.info["name"] or "").startswith(name) and process.info["cpu_times"]]
-    return sum(one.user + one.system for one in times)
-
+    found = psutil.process_iter(["name", "cpu_times"])
+    times = {one.pid: one.info["cpu_times"] for one in found if (one.info["name"] or "").startswith(name)}
+    return {pid: time.user + time.system for pid, time in times.items() if time}
 
 
 def count_waiting(cluster: Cluster) -> list[float]:

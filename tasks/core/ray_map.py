@@ -80,7 +80,7 @@ class Workers:
 
     def bundle(self, queue: deque) -> list[tuple[int, Any]]:
         """What one idle worker is given: one item, or several that are short, as long as no other worker goes without."""
-        size = max(1, min(self.most, len(queue) // len(self.idle), int(BUNDLE_S / self.item_s)))
+        size = max(1, min(self.most, len(queue) // len(self.idle), round(BUNDLE_S / self.item_s)))
         items = [queue.popleft()]
         while len(items) < size and not self.alone & {items[0][0], queue[0][0]}:
             items.append(queue.popleft())
