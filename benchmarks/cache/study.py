@@ -148,7 +148,7 @@ def judged(cell: Cell, lab: Lab) -> dict[str, float]:
 
 
 def straying_unseen(cell: Cell, lab: Lab) -> dict[str, float]:
-    """fidelity_unseen: of so many pairs that a few which stray far do not decide. Through OpenVINO: plans only."""
+    """fidelity_unseen: of more pairs, that judge nothing else. Through OpenVINO: plans only."""
     pairs = unseen_pairs(lab.sizes)
     return {"fidelity_unseen": quality.paired_distance(*(many(lab, c, pairs) for c in (cell, uncached(cell)))) / lab.unit}
 

@@ -93,8 +93,7 @@ def slowest(root: Path, wanted: Sequence[Cell]) -> Outcome:
 @claim("cache")
 def list_never_seen(root: Path) -> Outcome:
     """At 50 steps, of which the error table knows 20: distance of the plan that the table has by itself, weights included, over
-    that of ours, searched and trained for the list. By 1,000 pairs: most images hardly stray, so that of fewer pairs a handful
-    decides."""
+    that of ours, searched and trained for the list. By 1,000 pairs that judge nothing else."""
     fidelity = of_cells(root, "fidelity_unseen")
     wanted = [(cell.teacher, cell.variant) for cell in unseen()]
     if not set(wanted) <= fidelity.keys():

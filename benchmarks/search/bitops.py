@@ -9,6 +9,7 @@ solver alone are searched, in fp32.
 import functools
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -222,15 +223,15 @@ class Study:
         return min(recipes, key=lambda recipe: self.fid(recipe, CHOOSING, self.sizes.chosen))
 
     def cheapest(self, points: Iterable[Point]) -> Iterator[tuple[Point, dict[str, float]]]:
-        """Points that were judged, and how; the last one is the cheapest that is as good as the base. A point that is worse by
-        more than the margin where samples choose is passed over."""
-        enough = (1 + MARGIN) * self.fid(self.base, CHOOSING, self.sizes.chosen)
+        """Points and their numbers; the last one is the cheapest that is as good as the base. One that is worse by more than
+        the margin where samples choose is not judged: it has loss_chosen alone."""
+        base = self.fid(self.base, CHOOSING, self.sizes.chosen)
         for point in points:
-            if self.fid(point.recipe, CHOOSING, self.sizes.chosen) > enough:
-                continue
-            judged = self.loss(point.recipe, self.base, self.sizes.judged)
-            yield point, judged
-            if judged["loss_upper95"] <= MARGIN:
+            found = {"loss_chosen": self.fid(point.recipe, CHOOSING, self.sizes.chosen) / base - 1}
+            if found["loss_chosen"] <= MARGIN:
+                found |= self.loss(point.recipe, self.base, self.sizes.judged)
+            yield point, found
+            if found.get("loss_upper95", math.inf) <= MARGIN:
                 return
 
     # ---- rows ----

@@ -43,7 +43,7 @@ def ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
     mean, spread = x.mean(0), x.std(0)
     spread = np.where(spread > 0, spread, 1.0)
     x, centred = (x - mean) / spread, y - y.mean()
-    squares, v = np.linalg.eigh(x.T @ x)  # of the singular values; several times as fast as those of x, which is tall
+    squares, v = np.linalg.eigh(x.T @ x)  # of the singular values; x is tall, this is small
     found = squares > 1e-10 * squares[-1]
     squares, v = squares[found], v[:, found]
     seen = v.T @ (x.T @ centred)

@@ -57,13 +57,15 @@ class Found(bitops.Study):
 
 
 @pytest.mark.parametrize("chosen, bounds, expected", [
-    ({1: 1.5, 2: 1.02, 3: 1.01}, {1: 0.6, 2: 0.04, 3: 0.0}, [2]),
-    ({1: 1.5, 2: 1.02, 3: 1.01}, {1: 0.6, 2: 0.06, 3: 0.04}, [2, 3]),  # lucky where chosen: the next dearer one
-    ({1: 1.02, 2: 1.3, 3: 1.0}, {1: 0.2, 2: 0.0, 3: 0.0}, [1, 3]),     # what is clearly worse is not judged
+    ({1: 1.5, 2: 1.02, 3: 1.01}, {2: 0.04}, [None, 0.04]),
+    ({1: 1.5, 2: 1.02, 3: 1.01}, {2: 0.06, 3: 0.04}, [None, 0.06, 0.04]),  # lucky where chosen: the next dearer one
+    ({1: 1.02, 2: 1.3, 3: 1.0}, {1: 0.2, 3: 0.0}, [0.2, None, 0.0]),       # what is clearly worse is not judged
 ])
 def test_the_cheapest_is_chosen_on_one_noise_and_judged_on_another(chosen, bounds, expected):
-    found = Found(chosen, bounds).cheapest(map(point, chosen))
-    assert [point.cost for point, _ in found] == expected
+    found = list(Found(chosen, bounds).cheapest(map(point, chosen)))
+    assert [numbers.get("loss_upper95") for _, numbers in found] == expected
+    assert [(point.cost, numbers["loss_chosen"]) for point, numbers in found] == [
+        (name, pytest.approx(fid - 1)) for name, fid in chosen.items()][: len(expected)]
 
 
 def test_what_wins_where_samples_choose_is_judged():
