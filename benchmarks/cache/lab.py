@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.cache.arms import NFES
 from benchmarks.cache.work import Meter
+from benchmarks.holdout import judge_unseen
 from benchmarks.sparsity.lab import kept_features, made
 from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.router import train_router
@@ -108,6 +109,11 @@ class Lab:
     @cached_property
     def unit(self) -> float:
         return paired_distance(*(self.uncached("ddim", steps, first_pairs(self.sizes)) for steps in UNIT))
+
+    @cached_property
+    def finalists_judge(self) -> Judge:
+        """By digits that nothing was trained on."""
+        return judge_unseen(self.judge.net, "judges", self.teacher.sample_shape)
 
     def strata(self, n: int) -> np.ndarray | None:
         """Labels (n,) of samples 0 .. n - 1; None from a teacher without classes."""

@@ -141,9 +141,10 @@ def judged(cell: Cell, lab: Lab) -> dict[str, float]:
     """FID of many samples, and its increase over the uncached run by paired bootstrap. Through OpenVINO: plans only."""
     n = lab.sizes.finalists
     own, base = (many(lab, c, range(n)) for c in (cell, uncached(cell)))
-    rows = losses({"dense": base, cell.variant: own}, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))
-    return {quality.fid_name(n): quality.fid(own, lab.judge.reference),
-            f"{quality.fid_name(n)}_uncached": quality.fid(base, lab.judge.reference),
+    judge = lab.finalists_judge
+    rows = losses({"dense": base, cell.variant: own}, judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))
+    return {quality.fid_name(n): quality.fid(own, judge.reference),
+            f"{quality.fid_name(n)}_uncached": quality.fid(base, judge.reference),
             "loss": rows[cell.variant]["loss"], "loss_upper95": rows[cell.variant]["loss_upper95"]}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import results
-from benchmarks.holdout import load_unseen
+from benchmarks.holdout import judge_unseen
 from benchmarks.search.correlation import sample_features
 from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN
 from benchmarks.search.efficiency import (
@@ -114,10 +114,7 @@ class Study:
 
     def judge_of(self, data: Path, which: str, part: str) -> Judge:
         """part: of the real images that nothing here was trained on."""
-        images, labels = load_unseen(part, self.teacher.sample_shape)
-        net = load_feature_net(data, which)
-        seen = quality.features(net, images)
-        return Judge(net, seen, labels, Gaussian.of(seen))
+        return judge_unseen(load_feature_net(data, which), part, self.teacher.sample_shape)
 
     def other_data(self) -> Path:
         """Another seed's feature nets, so that what chooses is neither the net that guides nor the one that judges."""

@@ -35,9 +35,9 @@ def against(base: np.ndarray, name: str, lab: Lab, found: np.ndarray) -> dict[st
 def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> Difference:
     """Mean relative FID increase over training seeds. pairs: features (N, D) of the base and of the arm on the noise of a seed.
 
-    The holdout is one, so every seed sees the same resamples of it and its noise stays; each seed's samples are resampled by
-    themselves and average out. What the seeds differ by is added whole, though it holds noise of the samples again: too wide
-    rather than too narrow.
+    The digits that judge are one set, so every seed sees the same resamples of them and their noise stays; each seed's samples
+    are resampled by themselves and average out. What the seeds differ by is added whole, though it holds noise of the samples
+    again: too wide rather than too narrow.
     """
     rng = np.random.default_rng(0)
     drawn = quality.resample_counts(len(judge.features), RESAMPLES, rng, quality.strata_of(judge.labels))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import results
+from benchmarks.holdout import judge_unseen
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, Report, digest
 from tasks.core.calibration import Calibration, noised
@@ -20,7 +21,7 @@ from tasks.core.quality import features
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import labels_for, sample_in_chunks, spaced_timesteps
 from tasks.data import stage as data_stage
-from tasks.data.features import load_feature_net, load_labels, load_reference
+from tasks.data.features import load_feature_net
 from tasks.distill.images import Images
 from tasks.distill.stage import pool, read_images
 from tasks.fid.measure import Judge
@@ -64,10 +65,8 @@ def open_lab(name: str, work: Path) -> Lab:
     labelled = teacher.num_classes > 0
     held, bank = (noised(teacher.schedule, *read_images(inputs[stage], part, labelled), n, torch.Generator().manual_seed(0))
                   for stage, part, n in (("data", "holdout", HELD), ("pretrain_load", "bank", CALIBRATION)))
-    judge = Judge.of(load_feature_net(data, "report"), np.load(data / "holdout.npy"), load_labels(data, "holdout"),
-                     load_reference(data, "report"))
     return Lab(name=name, folder=folder, teacher=teacher, images=pool(teacher, inputs, BOTH), held=held, calibration=bank,
-               judge=judge)
+               judge=judge_unseen(load_feature_net(data, "report"), "judges", teacher.sample_shape))
 
 
 def made(folder: Path, make: Callable[[Path], Report]) -> Path:

@@ -31,7 +31,7 @@ class Task:
     @property
     def protocol(self) -> str:
         how = f"{self.arm.steps} steps of batch {COMMON['batch']}" if self.arm.method else "not trained"
-        return (f"{how}; {self.samples} samples, DDIM {STEPS} uniform, report net, 1000 holdout images; "
+        return (f"{how}; {self.samples} samples, DDIM {STEPS} uniform, report net, 9000 unseen digits; "
                 f"settings {key(self.arm, self.seed).rpartition('-')[2]}")
 
 
