@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from tasks.core.artifacts import digest
 from tasks.core.sparsity import GRAINS
 
-EQUAL_STEPS = 1000  # of every arm of the baselines; the claim `plateau` says what half of them would cost
-LONG_STEPS = 4000   # of the finalists, as in profile full
-SHORT_STEPS = 500   # of every arm of Mao's study
-STEPS = 20          # DDIM on a uniform list: what the arms are sampled with
+EQUAL_STEPS = 600  # of every arm of the baselines; the claim `plateau` says what half of them would cost
+LONG_STEPS = 2000  # of the finalists
+SHORT_STEPS = 300  # of every arm of the study of Mao et al.
+STEPS = 20         # DDIM on a uniform list: what the arms are sampled with
 BATCH = 64
 COMMON = {"batch": BATCH, "accumulate": 1, "lr": 3e-4, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999, "sr_ste": 2e-4,
           "decay": "gradient", "prune_at": (0.25,), "freeze_at": 1.0, "precondition": 0.0, "data": 1.0, "lam": 1.0,
-          "features": 0.0, "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
+          "features": 0.0, "importance": 0.0, "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
 
 DENSITIES = (0.75, 0.5, 0.25)
 PATTERNS = {0.25: "1:4", 0.5: "2:4", 0.75: "3:4"}
