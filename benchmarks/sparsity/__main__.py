@@ -64,16 +64,18 @@ def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
         alike = [task for task in judged if (task.teacher, task.variant) == (first.teacher, first.variant)]
         if first is alike[0] and len(alike) == len(SEEDS):
             found += pooled(alike, opened(first.teacher, labs))
-    kept = [row for row in results.read(RESULTS) if not row["metric"].startswith("loss_to_")]
+    kept = [row for row in results.read(RESULTS) if not row["metric"].startswith(("loss_to_", "straying_over_"))]
     results.write(RESULTS, [*kept, *found])
 
 
 def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
-    own = features_of(task, lab)
-    numbers = compare.against(study.teacher_features(lab, STEPS, SAMPLES, task.seed), "teacher", lab, own)
+    own, dense = features_of(task, lab), study.teacher_features(lab, STEPS, SAMPLES, task.seed)
+    numbers = compare.against(dense, "teacher", lab, own)
     for base in judged:
         if is_base(base, task):
-            numbers |= compare.against(features_of(base, lab), base.arm.name, lab, own)
+            other = features_of(base, lab)
+            numbers |= compare.against(other, base.arm.name, lab, own)
+            numbers |= compare.straying(other[:len(own)], base.arm.name, dense[:len(own)], own)
     return numbers
 
 

@@ -32,6 +32,16 @@ def against(base: np.ndarray, name: str, lab: Lab, found: np.ndarray) -> dict[st
     return {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
 
 
+def straying(base: np.ndarray, name: str, dense: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """straying_over_<name>, its _upper95: relative increase of the mean distance to the dense images over that of `base`, of
+    the same noise all three: (N, D). Samples are pairs; the spread is of a ratio of means, to first order."""
+    own, other = (np.linalg.norm(features - dense, axis=1) for features in (found, base))
+    ratio = own.mean() / other.mean()
+    error = (own - ratio * other).std(ddof=1) / (len(own) ** 0.5 * other.mean())
+    metric = f"straying_over_{name}"
+    return {metric: ratio - 1, f"{metric}_upper95": Difference(ratio - 1, error).upper95}
+
+
 def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> Difference:
     """Mean relative FID increase over training seeds. pairs: features (N, D) of the base and of the arm on the noise of a seed.
 

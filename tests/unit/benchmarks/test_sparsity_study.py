@@ -84,5 +84,16 @@ def test_few_samples_stand_in_the_metrics_name():
     assert few.keys() == {"loss_to_dense_2k", "loss_to_dense_2k_upper95"} and few["loss_to_dense_2k"] > 1
 
 
+def test_straying_is_the_change_of_the_mean_distance_to_dense_and_its_bound_covers_it():
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal((4000, 8))
+    base = dense + rng.standard_normal((4000, 8))
+    same = compare.straying(base, "other", dense, base.copy())
+    assert same == {"straying_over_other": 0.0, "straying_over_other_upper95": 0.0}
+    farther = [compare.straying(base, "other", dense, dense + 1.1 * rng.standard_normal((4000, 8))) for _ in range(40)]
+    missed = sum(numbers["straying_over_other_upper95"] < 0.1 for numbers in farther)
+    assert np.mean([numbers["straying_over_other"] for numbers in farther]) == pytest.approx(0.1, abs=0.01) and missed <= 7
+
+
 def judge_of(holdout: np.ndarray) -> Judge:
     return Judge(net=None, features=holdout, labels=None, reference=Gaussian.of(holdout))
