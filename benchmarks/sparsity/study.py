@@ -21,20 +21,24 @@ from tasks.core.sampler import initial_noise, labels_for, network, trajectory
 from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
-from tasks.mask_search.allocate import Option, allocate
+from tasks.mask_search.allocate import Option, around
 from tasks.mask_search.allocate import uniform as one_density
 from tasks.mask_search.choose import macs_model
 from tasks.mask_search.masks import misfits
 from tasks.mask_search.permute import permute_model
 from tasks.mask_search.saliency import input_statistics, made_up, saliency
-from tasks.mask_search.sensitivity import cut_errors, cut_masks, priced, unit_cuts, unit_layers
+from tasks.mask_search.sensitivity import Trajectories, cut_errors, cut_masks, masked, priced, unit_cuts, unit_layers
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
 UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
 UNIT_SAMPLES = 2000      # on which it is measured
 UNIT_DENSITIES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+UNIT_OFFERED = tuple(i / 32 for i in range(1, 32))  # to the allocation, errors in between interpolated
+UNIT_RADII = (1 / 16, 1 / 8, 3 / 16, 1 / 4)         # of densities around the one for all, see `around`
+UNIT_IMAGES = 64         # on which plans are compared as wholes
 UNIT_MULTIPLE = 8        # as in params.yaml
+CALIBRATION_NOISE = 77_777  # of these images; none that is judged starts from it
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
 
@@ -63,12 +67,21 @@ def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
     cuts = unit_cuts(blocks, UNIT_DENSITIES, UNIT_MULTIPLE)
     statistics = input_statistics(lab.teacher, lab.calibration, {units.consumer for units in blocks.values()})
     errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration), statistics)
-    options = priced(cuts, errors, model)
     budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
     plan = one_density(lambda density: priced(unit_cuts(blocks, [density], UNIT_MULTIPLE), errors, model), budget,
                        min(UNIT_DENSITIES))
     assert plan is not None, "every arm's density is above the lowest that is offered"
-    return plan if arm.allocation == "uniform" else allocate(options, sum(option.saved for option in plan))
+    if arm.allocation == "uniform":
+        return plan
+    options = priced(unit_cuts(blocks, UNIT_OFFERED, UNIT_MULTIPLE), errors, model)
+    ways = around(options, plan, sum(option.saved for option in plan), UNIT_RADII)
+    trajectories = Trajectories.of(lab.teacher, uniform(lab, STEPS), UNIT_IMAGES, CALIBRATION_NOISE)
+
+    def strays(way: list[Option]) -> float:
+        with masked(lab.teacher, cut_masks(lab.teacher.model, way), statistics):
+            return trajectories.error(lab.teacher)
+
+    return min(ways, key=strays)
 
 
 # ---- training ----

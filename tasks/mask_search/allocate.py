@@ -1,6 +1,6 @@
 """What to prune, where and how far: the least summed error that saves enough, exact; and one density for all, the opponent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,11 @@ class Option(Cut):
     saved: float  # of the dense cost, in the unit of the budget
 
 
-def allocate(options: Sequence[Option], budget: float) -> list[Option]:
+def allocate(options: Sequence[Option], budget: float, pruned: Collection[str] = ()) -> list[Option]:
     """The options, no layer in two of them, with sum(saved) >= budget and the least sum(error).
 
-    A 0-1 programme, solved to optimality by HiGHS. Errors of layers are taken as additive.
+    A 0-1 programme, solved to optimality by HiGHS. Errors of layers are taken as additive. pruned: layers that do
+    not stay dense.
     Raises ValueError with the nearest feasible budget if the options cannot save that much together.
     """
     most = ceiling(options)
@@ -36,7 +37,21 @@ def allocate(options: Sequence[Option], budget: float) -> list[Option]:
     if budget <= 0:
         return []
     share = np.array([option.saved for option in options]) / budget
-    return select(options, [option.error for option in options], LinearConstraint(share[None], lb=1))
+    return select(options, [option.error for option in options], LinearConstraint(share[None], lb=1), pruned=pruned)
+
+
+def around(options: Sequence[Option], plan: Sequence[Option], budget: float, radii: Sequence[float]) -> list[list[Option]]:
+    """Plans from `plan`, of one density, to that of least summed error: in between the best whose densities are within each
+    radius of its.
+
+    Errors of cuts are not additive, the less so the deeper they are: where their sum is wrong, a plan on the way is better than
+    either end. options: of the grain of `plan`, which saves the budget.
+    """
+    centre = {option.layers: option.density for option in plan}
+    pruned = {layer for layers in centre for layer in layers}
+    near = [[option for option in options if abs(option.density - centre.get(option.layers, 1.0)) <= radius]
+            for radius in radii]
+    return [list(plan), *(allocate([*plan, *offered], budget, pruned) for offered in near), allocate(options, budget)]
 
 
 def ceiling(options: Sequence[Option]) -> float:
@@ -44,21 +59,23 @@ def ceiling(options: Sequence[Option]) -> float:
     return sum(option.saved for option in select(options, [-option.saved for option in options]))
 
 
-def select(options: Sequence[Option], values: Sequence[float], *constraints: LinearConstraint) -> list[Option]:
-    """The options with the least sum of values, no layer in two of them."""
+def select(options: Sequence[Option], values: Sequence[float], *constraints: LinearConstraint,
+           pruned: Collection[str] = ()) -> list[Option]:
+    """The options with the least sum of values, no layer in two of them and those of `pruned` in one."""
     if not options:
         return []
     scaled = np.array(values) * (VALUES / (np.abs(values).max() or 1.0))
-    once = LinearConstraint(incidence(options), ub=1)
+    layers = dict.fromkeys(layer for option in options for layer in option.layers)
+    once = LinearConstraint(incidence(options, layers), lb=[layer in pruned for layer in layers], ub=1)
     found = milp(scaled, integrality=np.ones(len(options)), bounds=Bounds(0, 1), constraints=[once, *constraints],
                  options={"mip_rel_gap": 0})
     assert found.success, found.message
     return [option for option, taken in zip(options, found.x, strict=True) if taken > 0.5]
 
 
-def incidence(options: Sequence[Option]) -> csr_array:
+def incidence(options: Sequence[Option], layers: Iterable[str]) -> csr_array:
     """(layers, options), 1 where an option prunes a layer."""
-    index = {layer: row for row, layer in enumerate(dict.fromkeys(layer for option in options for layer in option.layers))}
+    index = {layer: row for row, layer in enumerate(layers)}
     entries = [(index[layer], column) for column, option in enumerate(options) for layer in option.layers]
     rows, columns = zip(*entries, strict=True)
     return csr_array((np.ones(len(entries)), (rows, columns)), shape=(len(index), len(options)))

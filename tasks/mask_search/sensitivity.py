@@ -1,6 +1,8 @@
 """What a cut costs in error: every grain and density that is offered, in every place, one at a time."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from tasks.core.calibration import Calibration, predictions, relative_error
 from tasks.core.denoiser import Denoiser
 from tasks.core.progress import track
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, labels_for, network, sample
 from tasks.core.sparsity import grain_mask, grain_shape, parse_pattern
 from tasks.mask_search.allocate import Cut, Option
 from tasks.mask_search.choose import CostModel
@@ -65,14 +69,42 @@ def cut_masks(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, Tensor]:
 
 def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: Calibration, reference: Tensor,
                  statistics: Mapping[str, Statistics] = MappingProxyType({})) -> float:
-    """Relative error of the prediction with the masks live; in a layer that has statistics the weights that stay make up for
-    the others. The model is left as it was."""
+    """Relative error of the prediction with the plan `masked`. The model is left as it was."""
+    with masked(denoiser, masks, statistics):
+        return relative_error(predictions(denoiser, calibration), reference)
+
+
+@contextlib.contextmanager
+def masked(denoiser: Denoiser, masks: Mapping[str, Tensor],
+           statistics: Mapping[str, Statistics] = MappingProxyType({})) -> Iterator[None]:
+    """While open, the masks are live; in a layer that has statistics the weights that stay make up for the others."""
     weights = made_up(denoiser.model, masks, statistics)
     apply_masks(denoiser.model, masks)
     denoiser.model.load_state_dict(weights, strict=False)  # all of them masked, so they are put back, too
-    error = relative_error(predictions(denoiser, calibration), reference)
-    remove_masks(denoiser.model)
-    return error
+    try:
+        yield
+    finally:
+        remove_masks(denoiser.model)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Images that the dense model samples: how far from them does a plan as a whole lead?"""
+
+    recipe: Recipe
+    noise: Tensor
+    labels: Tensor | None
+    images: Tensor
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, recipe: Recipe, n: int, seed: int) -> "Trajectories":
+        noise, labels = initial_noise(denoiser.sample_shape, range(n), seed), labels_for(range(n), denoiser.num_classes)
+        return cls(recipe, noise, labels, sample(network(denoiser), denoiser.schedule, recipe, noise, labels))
+
+    def error(self, denoiser: Denoiser) -> float:
+        """Mean square of what has changed in the images."""
+        found = sample(network(denoiser), denoiser.schedule, self.recipe, self.noise, self.labels)
+        return (found - self.images).square().mean().item()
 
 
 def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration, reference: Tensor,
