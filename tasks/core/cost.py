@@ -116,9 +116,13 @@ def bitops_counter(costs: Sequence[LayerCost]) -> Callable[[Recipe], int]:
     """`bitops` of one network. A search asks for it a dozen times a candidate: what no recipe changes is looked up once."""
     layers = [(c.name, c.macs, functools.partial(bitops_per_mac, kind=c.kind)) for c in costs]
 
+    @functools.lru_cache(maxsize=4096)
+    def evaluated_once(precision: tuple[tuple[str, str], ...]) -> list[int]:
+        token = dict(precision).get
+        return [macs * per_mac(token(name, "fp32")) for name, macs, per_mac in layers]
+
     def count(recipe: Recipe) -> int:
-        token, kept = recipe.precision.get, densities_of(recipe)
-        once = [macs * per_mac(token(name, "fp32")) for name, macs, per_mac in layers]
+        kept, once = densities_of(recipe), evaluated_once(tuple(recipe.precision.items()))
         if kept or recipe.cache:
             return round(sum(n * evaluations(c, recipe) * kept.get(c.name, 1.0) for n, c in zip(once, costs, strict=True)))
         return recipe.nfe * sum(once)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.core.serial import Failed, Known, Settle, Worker, versions
 
-BUNDLE_S = 1.0  # short items go to a worker together, as many as take so long: a call costs both sides milliseconds
+BUNDLE_S = 2.0  # short items go to a worker together, as many as take so long: a call costs both sides milliseconds
 LATEST = 0.2    # weight of the last bundle in the mean of what an item takes
 
 

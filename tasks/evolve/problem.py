@@ -157,13 +157,19 @@ def cost_of(target: str, teacher: Denoiser, dense: Recipe, times: Times | None) 
 
 
 def to_recipe(candidate: Candidate, layers: Sequence[str], sparsity: Mapping | None, plan: Planner) -> Recipe:
-    """A layer's token is made of its genes: "w8a8", or "w4" and "a6"."""
-    each = len(candidate.genes) // max(1, len(layers))
-    tokens = map("".join, zip(*[iter(candidate.genes)] * each, strict=True))
-    precision = {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
-    return Recipe(timesteps=candidate.timesteps, solver=candidate.solver, precision=precision,
+    return Recipe(timesteps=candidate.timesteps, solver=candidate.solver,
+                  precision=precision_of(candidate.genes, tuple(layers)),
                   sparsity=sparsity if candidate.weights == "student" else None,
                   cache=plan(candidate.timesteps, candidate.solver, candidate.cache, candidate.reuse))
+
+
+@functools.lru_cache(maxsize=4096)
+def precision_of(genes: tuple[str, ...], layers: tuple[str, ...]) -> Mapping[str, str]:
+    """A layer's token is made of its genes: "w8a8", or "w4" and "a6". One and the same for all recipes that have it: a search
+    asks a dozen times for every candidate."""
+    each = len(genes) // max(1, len(layers))
+    tokens = map("".join, zip(*[iter(genes)] * each, strict=True))
+    return {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
 
 
 def check_feasible(goal: Goal, space: Space) -> None:

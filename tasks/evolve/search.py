@@ -7,7 +7,6 @@ generations, so none waits for its slowest candidate: each is made from the resu
 `random` is the same without parents. `tmpq_dm` is TMPQ-DM's evolution as published, in generations that wait.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pymoo.indicators.hv import HV
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
+from tasks.core.memory import rare_collections
 from tasks.core.params import check_choice, check_range
 from tasks.evolve.surrogate import Surrogate, hypervolume_gains
 
@@ -84,11 +84,12 @@ def search(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, bud
     generation, with a list. seeds: asked first.
     """
     seeds = list({space.key(seed): seed for seed in seeds}.values())
-    if strategy.kind == "tmpq_dm":
-        return tmpq_dm(space, evaluate, rng, budget, seeds)
     if strategy.kind == "random":
         strategy = replace(strategy, random=1.0, crossover=0.0, offspring=1)
-    return steady_state(space, evaluate, rng, budget, strategy, seeds)
+    with rare_collections():
+        if strategy.kind == "tmpq_dm":
+            return tmpq_dm(space, evaluate, rng, budget, seeds)
+        return steady_state(space, evaluate, rng, budget, strategy, seeds)
 
 
 def steady_state(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, budget: int, strategy: Strategy,
@@ -148,16 +149,25 @@ class Guide:
 
     def __init__(self, space: SearchSpace):
         self.space, self.surrogate = space, Surrogate()
-        self.pending: deque[tuple[float, np.ndarray]] = deque()  # cost and features of those asked and not told, in order
-        self.guesses: deque[float] = deque()                     # losses of the first of these, while the model stays as it is
+        # Of those asked and not told, in order; hundreds, where there are many workers.
+        self.costs: deque[float] = deque()
+        self.features: deque[np.ndarray] = deque()
+        self.guesses: deque[float] = deque()   # losses of the first of these, while the model stays as it is
+        self.unguessed: list[np.ndarray] = []  # features of the others
 
     def ask(self, candidate) -> None:
-        self.pending.append((self.space.cost(candidate), self.space.features(candidate)))
+        features = self.space.features(candidate)
+        self.costs.append(self.space.cost(candidate))
+        self.features.append(features)
+        self.unguessed.append(features)
 
     def tell(self, loss: float | None) -> None:
-        _, features = self.pending.popleft()
+        self.costs.popleft()
+        features = self.features.popleft()
         if self.guesses:
             self.guesses.popleft()
+        else:
+            self.unguessed.pop(0)
         if loss is not None:
             self.surrogate.tell(features, loss)
 
@@ -168,17 +178,18 @@ class Guide:
             return candidates
         if self.surrogate.fitted != fitted:
             self.guesses.clear()
+            self.unguessed = list(self.features)
         points = np.array([(self.space.cost(c), loss) for c, loss in zip(candidates, self.losses(candidates), strict=True)])
         known = np.array([(e.cost, e.loss) for e in survivors])
         gains = hypervolume_gains(points, np.concatenate([known, self.expected()]), known.max(0))
         return [candidates[i] for i in np.argsort(-gains, kind="stable")]
 
     def expected(self) -> np.ndarray:
-        """(n, 2) cost and guessed loss of what is being evaluated: hundreds, where there are many workers."""
-        if new := [features for _, features in itertools.islice(self.pending, len(self.guesses), None)]:
-            self.guesses.extend(self.surrogate.losses(np.stack(new)))
-        n = len(self.pending)
-        return np.stack([np.fromiter((cost for cost, _ in self.pending), float, n), np.fromiter(self.guesses, float, n)], 1)
+        """(n, 2) cost and guessed loss of what is being evaluated."""
+        if self.unguessed:
+            self.guesses.extend(self.surrogate.losses(np.stack(self.unguessed)))
+            self.unguessed = []
+        return np.stack([np.fromiter(column, float, len(column)) for column in (self.costs, self.guesses)], 1)
 
     def losses(self, candidates: list) -> np.ndarray:
         return self.surrogate.losses(np.stack([self.space.features(c) for c in candidates]))
