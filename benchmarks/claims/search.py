@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from benchmarks.claims.claim import Outcome, at_least, at_most, claim, study, values
-from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, MARGIN, SEEDS, curves, shares
+from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, MARGIN, SEEDS, STRATEGIES, curves, shares
 from tasks.runtime.solver import SOLVERS
+
+TIMED = (*(f"efficiency.{name}" for name in STRATEGIES), *(f"bitops.seconds_{name}" for name in ("equal", "steps5", "steps6")),
+         *(f"scale.{part}" for part in ("workers", "log", "two_workers")),
+         *(f"evaluation.seconds_{part}" for part in ("cost", "switch", "supernet", "promotion", "correlation")))
 
 
 def fewer_evaluations(root: Path, opponent: str, bar: float) -> Outcome:
@@ -108,6 +112,14 @@ def evaluation_cost(root: Path) -> Outcome:
     """An evaluation over a plain one of equal samples, the dearer of the targets; both give the same fitness to 1e-5."""
     same = of_search(root, "evaluation.", "fitness_difference")
     return at_most(1 / 3, of_search(root, "evaluation.", "evaluation_ratio") if same and max(same) <= 1e-5 else [])
+
+
+@claim("search")
+def study_time(root: Path) -> Outcome:
+    """All parts of the study on 2 cores, searches and fresh noise and judging included."""
+    rows = [row for row in study(root, "search") if row["metric"] in ("seconds", "seconds_fresh")]
+    whole = {row["variant"] for row in rows} >= set(TIMED)
+    return at_most(3, [sum(float(row["value"]) for row in rows) / 3600] if whole else [], " h")
 
 
 @claim("search")

@@ -280,8 +280,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         setting = open_setting(given.artifacts, given.scale)
+        began = time.monotonic()
         with torch_threads(1):
-            write(rows_of(given, setting))
+            found = list(rows_of(given, setting))
+        how = "with the teachers and targets that were asked for"
+        write([*found, row("mnist_dit", f"evaluation.seconds_{given.part}", 0, "seconds", time.monotonic() - began, how)])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -291,7 +291,9 @@ def main() -> None:
         print(json.dumps(measure_log(asked.log_of)))
         return
     for part in asked.parts or PARTS:
+        began = time.monotonic()
         rows = rows_of(part, asked)
+        rows.append(rows[0] | {"metric": "seconds", "value": round(time.monotonic() - began, 1)})
         results.replace(asked.results, lambda row, part=part: row["variant"] == f"scale.{part}", rows)
         for row in rows:
             print(f"{row['variant']:18} {row['metric']:24} {row['value']}", flush=True)
