@@ -117,12 +117,13 @@ def bitops_counter(costs: Sequence[LayerCost]) -> Callable[[Recipe], int]:
     layers = [(c.name, c.macs, functools.partial(bitops_per_mac, kind=c.kind)) for c in costs]
 
     @functools.lru_cache(maxsize=4096)
-    def evaluated_once(precision: tuple[tuple[str, str], ...]) -> list[int]:
-        token = dict(precision).get
+    def evaluated_once(names: tuple[str, ...], tokens: tuple[str, ...]) -> list[int]:
+        token = dict(zip(names, tokens, strict=True)).get
         return [macs * per_mac(token(name, "fp32")) for name, macs, per_mac in layers]
 
     def count(recipe: Recipe) -> int:
-        kept, once = densities_of(recipe), evaluated_once(tuple(recipe.precision.items()))
+        kept, precision = densities_of(recipe), recipe.precision
+        once = evaluated_once(tuple(precision), tuple(precision.values()))
         if kept or recipe.cache:
             return round(sum(n * evaluations(c, recipe) * kept.get(c.name, 1.0) for n, c in zip(once, costs, strict=True)))
         return recipe.nfe * sum(once)
