@@ -63,6 +63,7 @@ PARTS_OF_OURS = (
     replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
     replace(OURS, name="ours_at_first", saliency="activation", settings={"data": 0.0, "lr": 1e-3}),
 )
+IMPORTANCE = replace(OURS, name="ours_importance", settings={**TAUGHT, "importance": 0.8})
 HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau test: what does the second half still bring?
 LONG = {name: replace(arm, steps=LONG_STEPS) for name, arm in (("dense", BASELINES[0]), ("ours", OURS))}
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.sparsity.arms import BASELINES, COMMON, HALF, LONG, MAO, PARTS_OF_OURS, STEPS, UNITS, Arm, key
+from benchmarks.sparsity.arms import BASELINES, COMMON, HALF, IMPORTANCE, LONG, MAO, PARTS_OF_OURS, STEPS, UNITS, Arm, key
 
 TEACHERS = ("mnist_dit", "mnist_unet")
 SEEDS = (0, 1, 2)            # of the training of finalists; judged on noise of its own each
@@ -48,6 +48,7 @@ def queue() -> Iterator[Task]:
             ("long", (LONG["dense"],), SAMPLES, SEEDS[:1], TEACHERS),
             ("baselines", (HALF,), SAMPLES, SEEDS[:1], TEACHERS),
             ("mao", MAO, FEW, SEEDS[:1], (dit,)),
-            ("baselines", PARTS_OF_OURS, FEW, SEEDS[:1], (dit,))):
+            ("baselines", PARTS_OF_OURS, FEW, SEEDS[:1], (dit,)),
+            ("baselines", (IMPORTANCE,), FEW, SEEDS[:1], TEACHERS)):
         for teacher, seed in itertools.product(teachers, seeds):
             yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)

@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
 @contextlib.contextmanager
 def rare_collections() -> Iterator[None]:
     """While open, cycles of Python's objects are looked for a hundred times less often: where many small objects are made and
-    kept, and none in cycles, that search is a seventh of the time."""
+    kept, and none in cycles, looking costs time and finds nothing."""
     before = gc.get_threshold()
     gc.set_threshold(RARELY, *before[1:])
     try:
