@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
-from benchmarks.sparsity.lab import NOISE, Lab, kept_features, sample_features, uniform
+from benchmarks.sparsity.lab import Lab, kept_features, sample_features, uniform
 from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
 from tasks.core.calibration import predictions, relative_error
@@ -38,7 +38,7 @@ UNIT_OFFERED = tuple(i / 32 for i in range(1, 32))  # to the allocation, errors 
 UNIT_RADII = (1 / 16, 1 / 8, 3 / 16, 1 / 4)         # of densities around the one for all, see `around`
 UNIT_IMAGES = 256        # on which plans are compared as wholes
 UNIT_MULTIPLE = 8        # as in params.yaml
-CALIBRATION_NOISE = 77_777  # of these images; none that is judged starts from it
+CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none that is judged starts from it
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
 
@@ -186,7 +186,7 @@ def teacher_features(lab: Lab, steps: int, samples: int, seed: int = 0) -> np.nd
 def quantise(student: Denoiser, recipe: Recipe, lab: Lab) -> None:
     """Every Linear and Conv2d to int8, with activation ranges along the student's own trajectories."""
     indices = range(CALIBRATION_IMAGES)
-    noise, labels = initial_noise(student.sample_shape, indices, NOISE + 1), labels_for(indices, student.num_classes)
+    noise, labels = initial_noise(student.sample_shape, indices, CALIBRATION_NOISE), labels_for(indices, student.num_classes)
     states = trajectory(network(student), student.schedule, recipe, noise, labels)
     batches = [(x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states]
     ranges = calibrate_ranges(student.model, batches)
