@@ -30,10 +30,10 @@ def run(tasks: list[Task], labs: dict[str, Lab]) -> None:
     started = time.monotonic()
     for place, task in enumerate(due):
         lab = opened(task.teacher, labs)
-        began = time.monotonic()
+        began = time.process_time()
         numbers = study.measure(task.arm, lab, task.seed, task.samples)
         timed = speeds(task, lab, numbers["macs_share"])
-        found = rows(task, numbers | {"seconds": time.monotonic() - began}) + timed
+        found = rows(task, numbers | {"seconds": time.process_time() - began}) + timed
         results.replace(RESULTS, task.owns, found)
         left = (time.monotonic() - started) / (place + 1) * (len(due) - place - 1)
         print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - place - 1} arms left, "
@@ -101,12 +101,13 @@ def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
 
 
 def is_base(base: Task, task: Task) -> bool:
-    """`dense` trained as long; one density for all blocks, of blocks chosen one by one; all steps, of half of them."""
+    """`dense` trained as long; one density for all blocks or layers, of those chosen one by one; all steps, of half of them."""
     if (base.teacher, base.seed) != (task.teacher, task.seed) or base is task:
         return False
     if base.arm.name == "dense":
         return base.arm.steps == task.arm.steps
-    return (base.variant, task.arm.name) in (("units.unit_uniform", "unit_as_uniform"), ("baselines.ours", "ours_half"))
+    return (base.variant, task.variant) in (("units.unit_uniform", "units.unit_as_uniform"),
+                                            *(("baselines.ours", f"baselines.ours_{what}") for what in ("half", "as_uniform")))
 
 
 def pooled(alike: list[Task], lab: Lab) -> list[dict]:

@@ -27,7 +27,8 @@ class Arm:
     name: str
     grain: str | None = "2:4"
     density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
-    allocation: str = "uniform"      # of the density over blocks: uniform | as_uniform: chosen block by block, saves as much
+    allocation: str = "uniform"      # of the density: uniform | as_uniform: chosen one by one, together saving as much; blocks'
+    # units save MACs, layers' N:M (of that M, or none) stored bits
     saliency: str = "magnitude"
     permute: bool = False            # hidden units are reordered first, for N:M to keep more
     made_up: bool = False            # training starts from weights that make up for the masked ones
@@ -65,6 +66,7 @@ PARTS_OF_OURS = (
 )
 IMPORTANCE = replace(OURS, name="ours_importance", settings={**TAUGHT, "importance": 0.8})
 HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau test: what does the second half still bring?
+LAYERS = replace(OURS, name="ours_as_uniform", allocation="as_uniform")
 LONG = {name: replace(arm, steps=LONG_STEPS) for name, arm in (("dense", BASELINES[0]), ("ours", OURS))}
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
                   settings=TAUGHT) for allocation in ("uniform", "as_uniform"))

@@ -4,7 +4,20 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.sparsity.arms import BASELINES, COMMON, HALF, IMPORTANCE, LONG, MAO, PARTS_OF_OURS, STEPS, UNITS, Arm, key
+from benchmarks.sparsity.arms import (
+    BASELINES,
+    COMMON,
+    HALF,
+    IMPORTANCE,
+    LAYERS,
+    LONG,
+    MAO,
+    PARTS_OF_OURS,
+    STEPS,
+    UNITS,
+    Arm,
+    key,
+)
 
 TEACHERS = ("mnist_dit", "mnist_unet")
 SEEDS = (0, 1, 2)            # of the training of finalists; judged on noise of its own each
@@ -43,6 +56,7 @@ def queue() -> Iterator[Task]:
             ("baselines", (dense, ours), SAMPLES, SEEDS[:1], TEACHERS),
             ("long", (LONG["ours"],), SAMPLES, SEEDS[:1], TEACHERS),
             ("units", UNITS, SAMPLES, SEEDS[:1], TEACHERS),
+            ("baselines", (LAYERS,), SAMPLES, SEEDS[:1], TEACHERS),
             ("baselines", others, FEW, SEEDS[:1], TEACHERS),
             ("long", (LONG["ours"],), SAMPLES, SEEDS[1:], TEACHERS),
             ("long", (LONG["dense"],), SAMPLES, SEEDS[:1], TEACHERS),

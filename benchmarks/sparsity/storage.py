@@ -19,8 +19,17 @@ def storage_share(layers: Sequence[LayerCost], masks: Mapping[str, Tensor], grai
         if mask is None or grain == "unit":  # a unit leaves a smaller dense layer
             bits += layer.weights * kept.get(layer.name, 1.0) * WEIGHT_BITS
         else:
-            bits += stored_bits(mask, grain, WEIGHT_BITS) + (layer.weights - mask.numel()) * WEIGHT_BITS  # and the bias
+            rest = layer.weights - mask.numel()  # the bias
+            bits += stored_bits(mask, pattern_of(mask, grain), WEIGHT_BITS) + rest * WEIGHT_BITS
     return bits / (WEIGHT_BITS * sum(layer.weights for layer in layers))
+
+
+def pattern_of(mask: Tensor, grain: str) -> str:
+    """Of N:M only M is taken from the grain: where layers are chosen one by one, N is the layer's own."""
+    if ":" not in grain:
+        return grain
+    _, m = parse_pattern(grain)
+    return f"{round(mask.float().mean().item() * m)}:{m}"
 
 
 def reference_share(layers: Sequence[LayerCost], masks: Mapping[str, Tensor], grain: str) -> float:
@@ -33,7 +42,7 @@ def reference_share(layers: Sequence[LayerCost], masks: Mapping[str, Tensor], gr
     references = 0.0
     for name, layer in masked.items():
         mask = masks[f"{name}.weight"]
-        references += layer.macs * mask.float().mean().item() / run_length(mask.shape, grain)
+        references += layer.macs * mask.float().mean().item() / run_length(mask.shape, pattern_of(mask, grain))
     return references / sum(layer.macs for layer in masked.values())
 
 

@@ -1,6 +1,7 @@
 """One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,24 +11,34 @@ from torch import Tensor
 
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.lab import Lab, kept_features, sample_features, uniform
-from benchmarks.sparsity.storage import reference_share, storage_share
+from benchmarks.sparsity.storage import WEIGHT_BITS, reference_share, storage_share
 from tasks.core import quality
-from tasks.core.calibration import predictions, relative_error
+from tasks.core.calibration import Calibration, predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
+from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, trajectory
-from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern
+from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern, stored_bits
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
-from tasks.mask_search.allocate import Option, around
+from tasks.mask_search.allocate import Option, allocate, around
 from tasks.mask_search.allocate import uniform as one_density
 from tasks.mask_search.choose import macs_model
 from tasks.mask_search.masks import misfits
 from tasks.mask_search.permute import permute_model
-from tasks.mask_search.saliency import input_statistics, made_up, saliency
-from tasks.mask_search.sensitivity import Trajectories, cut_errors, cut_masks, masked, priced, unit_cuts, unit_layers
+from tasks.mask_search.saliency import Statistics, input_statistics, made_up, saliency
+from tasks.mask_search.sensitivity import (
+    Trajectories,
+    cut_errors,
+    cut_masks,
+    masked,
+    masked_error,
+    priced,
+    unit_cuts,
+    unit_layers,
+)
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
@@ -38,6 +49,7 @@ UNIT_OFFERED = tuple(i / 32 for i in range(1, 32))  # to the allocation, errors 
 UNIT_RADII = (1 / 16, 1 / 8, 3 / 16, 1 / 4)         # of densities around the one for all, see `around`
 UNIT_IMAGES = 256        # on which plans are compared as wholes
 UNIT_MULTIPLE = 8        # as in params.yaml
+EVERY = 4                # calibration image tells how sensitive a layer is
 CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none that is judged starts from it
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
@@ -55,8 +67,36 @@ def masks_of(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
     for name, reason in unfit.items():
         print(f"{lab.name} {arm.name}: {name} stays dense: {reason}", flush=True)
     statistics = {} if arm.saliency == "magnitude" else input_statistics(teacher, lab.calibration, layers.keys() - unfit)
-    return {f"{name}.weight": grain_mask(saliency(layer.weight, statistics.get(name), arm.saliency), arm.grain, arm.density)
-            for name, layer in layers.items() if name not in unfit}
+    scores = {name: saliency(layer.weight, statistics.get(name), arm.saliency) for name, layer in layers.items()
+              if name not in unfit}
+    if arm.allocation == "uniform":
+        return {f"{name}.weight": grain_mask(score, arm.grain, arm.density) for name, score in scores.items()}
+    return {f"{name}.weight": grain_mask(scores[name], option.grain, option.density)
+            for option in pattern_plan(arm, lab, scores, statistics) for name in option.layers}
+
+
+def pattern_plan(arm: Arm, lab: Lab, scores: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> list[Option]:
+    """N of M for each layer, or dense: of those that store no more bits than the arm's pattern in every layer, the one of least
+    summed error."""
+    _, m = parse_pattern(arm.grain)
+    seen = every(lab.calibration, EVERY)
+    reference = predictions(lab.teacher, seen)
+
+    def option(name: str, n: int) -> Option:
+        pattern, score = f"{n}:{m}", scores[name]
+        mask = grain_mask(score, pattern)
+        error = masked_error(lab.teacher, {f"{name}.weight": mask}, seen, reference, statistics)
+        return Option((name,), pattern, n / m, error, WEIGHT_BITS * score.numel() - stored_bits(mask, pattern, WEIGHT_BITS))
+
+    places = [(name, n) for name in scores for n in range(1, m)]
+    options = [option(*place) for place in track(places, len(places), f"{lab.name} {arm.name}: sensitivity")]
+    return allocate(options, sum(option.saved for option in options if option.grain == arm.grain))
+
+
+def every(calibration: Calibration, nth: int) -> Calibration:
+    """The first image and every nth after it."""
+    labels = calibration.labels
+    return Calibration(x=calibration.x[::nth], t=calibration.t[::nth], labels=None if labels is None else labels[::nth])
 
 
 def unit_plan(arm: Arm, lab: Lab) -> list[Option]:

@@ -19,6 +19,12 @@ def test_an_index_is_stored_with_what_it_finds(mask, grain, bits):
     assert storage_share(LAYERS, {"masked.weight": mask}, grain, {"masked": 0.5}) == (bits + (4 + 92) * 8) / (128 * 8)
 
 
+def test_a_layer_stores_the_weights_of_its_own_pattern():
+    quarter = {"masked.weight": torch.tensor([True, False, False, False] * 8).view(4, 8)}
+    assert storage_share(LAYERS, quarter, "2:4", {"masked": 0.25}) == (8 * (8 + 2) + (4 + 92) * 8) / (128 * 8)
+    assert reference_share(LAYERS, quarter, "2:4") == 0.25
+
+
 @pytest.mark.parametrize(("mask", "grain", "share"), [
     (HALF, "fine", 0.5), (HALF, "2:4", 0.25), (ROWS, "vector", 0.5 / 8), (ROWS, "filter", 0.5 / 8), (ROWS, "unit", 0.5 / 8)])
 def test_products_of_one_grain_and_output_are_referenced_once(mask, grain, share):
