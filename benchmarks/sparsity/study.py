@@ -13,7 +13,7 @@ from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.lab import Lab, kept_features, sample_features, uniform
 from benchmarks.sparsity.storage import WEIGHT_BITS, reference_share, storage_share
 from tasks.core import quality
-from tasks.core.calibration import Calibration, predictions, relative_error
+from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
@@ -34,7 +34,6 @@ from tasks.mask_search.sensitivity import (
     cut_errors,
     cut_masks,
     masked,
-    masked_error,
     priced,
     unit_cuts,
     unit_layers,
@@ -49,7 +48,7 @@ UNIT_OFFERED = tuple(i / 32 for i in range(1, 32))  # to the allocation, errors 
 UNIT_RADII = (1 / 16, 1 / 8, 3 / 16, 1 / 4)         # of densities around the one for all, see `around`
 UNIT_IMAGES = 256        # on which plans are compared as wholes
 UNIT_MULTIPLE = 8        # as in params.yaml
-EVERY = 4                # calibration image tells how sensitive a layer is
+SENSED_IMAGES, SENSED_STEPS = 32, 10  # that tell how sensitive a layer is
 CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none that is judged starts from it
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
@@ -77,26 +76,20 @@ def masks_of(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
 
 def pattern_plan(arm: Arm, lab: Lab, scores: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> list[Option]:
     """N of M for each layer, or dense: of those that store no more bits than the arm's pattern in every layer, the one of least
-    summed error."""
+    summed error. A layer's error is what it alone changes in images: a small one in a prediction may lead far from them."""
     _, m = parse_pattern(arm.grain)
-    seen = every(lab.calibration, EVERY)
-    reference = predictions(lab.teacher, seen)
+    sensed = Trajectories.of(lab.teacher, uniform(lab, SENSED_STEPS), SENSED_IMAGES, CALIBRATION_NOISE)
 
     def option(name: str, n: int) -> Option:
         pattern, score = f"{n}:{m}", scores[name]
         mask = grain_mask(score, pattern)
-        error = masked_error(lab.teacher, {f"{name}.weight": mask}, seen, reference, statistics)
+        with masked(lab.teacher, {f"{name}.weight": mask}, statistics):
+            error = sensed.error(lab.teacher)
         return Option((name,), pattern, n / m, error, WEIGHT_BITS * score.numel() - stored_bits(mask, pattern, WEIGHT_BITS))
 
     places = [(name, n) for name in scores for n in range(1, m)]
     options = [option(*place) for place in track(places, len(places), f"{lab.name} {arm.name}: sensitivity")]
     return allocate(options, sum(option.saved for option in options if option.grain == arm.grain))
-
-
-def every(calibration: Calibration, nth: int) -> Calibration:
-    """The first image and every nth after it."""
-    labels = calibration.labels
-    return Calibration(x=calibration.x[::nth], t=calibration.t[::nth], labels=None if labels is None else labels[::nth])
 
 
 def unit_plan(arm: Arm, lab: Lab) -> list[Option]:

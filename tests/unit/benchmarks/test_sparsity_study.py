@@ -11,13 +11,14 @@ from benchmarks.sparsity import __main__ as study
 from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
 from benchmarks.sparsity.arms import BASELINES, LAYERS, MAO, OURS, PARTS_OF_OURS, UNITS, key
+from benchmarks.sparsity.lab import uniform
 from benchmarks.sparsity.storage import storage_share
 from benchmarks.sparsity.study import masks_of
-from tasks.core.calibration import noised, predictions
+from tasks.core.calibration import noised
 from tasks.core.cost import layer_costs
 from tasks.core.quality import Gaussian
 from tasks.fid.measure import Judge
-from tasks.mask_search.sensitivity import masked_error
+from tasks.mask_search.sensitivity import Trajectories, masked
 from tests.unit.distill.toy import tiny_dit, tiny_images
 
 
@@ -111,8 +112,10 @@ def test_layers_chosen_one_by_one_store_no_more_than_one_pattern_and_err_less():
     seen = noised(teacher.schedule, images.pixels.numpy(), images.labels.numpy(), 12, torch.Generator().manual_seed(0))
     lab = SimpleNamespace(name="tiny", teacher=teacher, calibration=seen)
     masks = {arm.allocation: masks_of(arm, lab, teacher) for arm in (OURS, LAYERS)}
-    costs, reference = layer_costs(teacher), predictions(teacher, seen)
-    stored = {how: storage_share(costs, found, "2:4", {}) for how, found in masks.items()}
-    strays = {how: masked_error(teacher, found, seen, reference) for how, found in masks.items()}
+    stored = {how: storage_share(layer_costs(teacher), found, "2:4", {}) for how, found in masks.items()}
+    images, strays = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0), {}
+    for how, found in masks.items():
+        with masked(teacher, found):
+            strays[how] = images.error(teacher)
     assert stored["as_uniform"] <= stored["uniform"] and strays["as_uniform"] < strays["uniform"]
     assert len({mask.float().mean().item() for mask in masks["as_uniform"].values()}) > 1
