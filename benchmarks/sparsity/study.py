@@ -29,15 +29,7 @@ from tasks.mask_search.choose import macs_model
 from tasks.mask_search.masks import misfits
 from tasks.mask_search.permute import permute_model
 from tasks.mask_search.saliency import Statistics, input_statistics, made_up, saliency
-from tasks.mask_search.sensitivity import (
-    Trajectories,
-    cut_errors,
-    cut_masks,
-    masked,
-    priced,
-    unit_cuts,
-    unit_layers,
-)
+from tasks.mask_search.sensitivity import Trajectories, cut_errors, cut_masks, masked, priced, unit_cuts, unit_layers
 from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 

@@ -113,9 +113,9 @@ def test_layers_chosen_one_by_one_store_no_more_than_one_pattern_and_err_less():
     lab = SimpleNamespace(name="tiny", teacher=teacher, calibration=seen)
     masks = {arm.allocation: masks_of(arm, lab, teacher) for arm in (OURS, LAYERS)}
     stored = {how: storage_share(layer_costs(teacher), found, "2:4", {}) for how, found in masks.items()}
-    images, strays = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0), {}
+    sampled, strays = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0), {}
     for how, found in masks.items():
         with masked(teacher, found):
-            strays[how] = images.error(teacher)
+            strays[how] = sampled.error(teacher)
     assert stored["as_uniform"] <= stored["uniform"] and strays["as_uniform"] < strays["uniform"]
     assert len({mask.float().mean().item() for mask in masks["as_uniform"].values()}) > 1
