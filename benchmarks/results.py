@@ -36,14 +36,17 @@ def append(results: Path, rows: Iterable[Mapping], columns: Sequence[str] = COLU
 
 def replace(results: Path, gone: Callable[[Mapping], bool], rows: Iterable[Mapping], columns: Sequence[str] = COLUMNS) -> None:
     """Drop what is `gone`, add rows. Parts of a study that run side by side take turns."""
-    with alone(results.parent):
+    with locked(results.parent):
         write(results, [*(row for row in read(results) if not gone(row)), *rows], columns)
 
 
 def kept(path: Path, draw: Callable[[], np.ndarray]) -> np.ndarray:
-    """draw(), or what an earlier run left at `path`, an .npy."""
+    """draw(), or what an earlier run left at `path`, an .npy. Processes that ask for the same wait for the one that draws."""
     if not path.exists():
-        put(path, draw())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY):
+            if not path.exists():
+                put(path, draw())
     return np.load(path)
 
 
@@ -56,9 +59,9 @@ def put(path: Path, array: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One process at a time, by a lock that ends with the process that holds it."""
-    handle = os.open(folder, os.O_RDONLY)
+def locked(path: Path, flags: int = os.O_RDONLY) -> Iterator[None]:
+    """One process at a time, by a lock that ends with the process that holds it. path: a file or a folder."""
+    handle = os.open(path, flags)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

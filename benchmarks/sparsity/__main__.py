@@ -1,13 +1,16 @@
 """The study of sparsity: every arm on both teachers, hours of training.
-`python -m benchmarks.sparsity [--only PART] [--teacher NAME] [--list]`
+`python -m benchmarks.sparsity [--only PART] [--teacher NAME] [--further] [--device cuda] [--list]`
 
-Numbers go to results.csv as they are had; a stopped study goes on where it was. Students, samples' features and checkpoints lie
-below runs/sparsity.
+Numbers go to results.csv as they are had; a stopped study goes on where it was, and any number of processes share the work, an
+arm each. Students, samples' features and checkpoints lie below runs/sparsity.
 """
 
 import argparse
+import contextlib
+import fcntl
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +18,52 @@ import torch
 
 from benchmarks import results
 from benchmarks.sparsity import compare, study
-from benchmarks.sparsity.arms import STEPS
-from benchmarks.sparsity.lab import Lab, open_lab
-from benchmarks.sparsity.queue import SAMPLES, SEEDS, TEACHERS, Task, queue
+from benchmarks.sparsity.arms import HALF, IMPORTANCE, LAYERS, PARTS_OF_OURS, STEPS
+from benchmarks.sparsity.lab import Lab, device_of, open_lab
+from benchmarks.sparsity.queue import SAMPLES, TEACHERS, Task, everything, queue, seeds_of
 from tasks.core.machine import describe
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
+BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, IMPORTANCE, *PARTS_OF_OURS)}  # what is compared with ours
 TIMED_S = {"units": 30, "mao": 5}  # s of timing on each backend
 
 
-def run(tasks: list[Task], labs: dict[str, Lab]) -> None:
+def run(tasks: list[Task], labs: dict[str, Lab], device: str) -> None:
     due = [task for task in tasks if not done(task)]
     print(f"{len(tasks)} arms, {len(tasks) - len(due)} of them done", flush=True)
     started = time.monotonic()
     for place, task in enumerate(due):
-        lab = opened(task.teacher, labs)
-        began = time.process_time()
-        numbers = study.measure(task.arm, lab, task.seed, task.samples)
-        timed = speeds(task, lab, numbers["macs_share"])
-        found = rows(task, numbers | {"seconds": time.process_time() - began}) + timed
-        results.replace(RESULTS, task.owns, found)
+        with own_work(task) as free:
+            if not free or done(task):
+                continue
+            finish(task, opened(task.teacher, labs, device))
         left = (time.monotonic() - started) / (place + 1) * (len(due) - place - 1)
         print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - place - 1} arms left, "
               f"about {left / 60:.0f} min", flush=True)
+
+
+def finish(task: Task, lab: Lab) -> None:
+    began = time.process_time()
+    numbers = study.measure(task.arm, lab, task.seed, task.samples)
+    if device_of(lab.teacher).type == "cpu":
+        found = rows(task, numbers | {"seconds": time.process_time() - began}) + speeds(task, lab, numbers["macs_share"])
+    else:
+        found = rows(task, numbers | {"seconds_gpu": time.process_time() - began}, f"; on {torch.cuda.get_device_name()}")
+    results.replace(RESULTS, task.owns, found)
+
+
+@contextlib.contextmanager
+def own_work(task: Task) -> Iterator[bool]:
+    """Whether no other process has the arm in work; a lock that ends with the process that holds it."""
+    path = WORK / task.teacher / "in_work" / study.key(task.arm, task.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def speeds(task: Task, lab: Lab, kept_macs: float) -> list[dict]:
@@ -46,7 +72,7 @@ def speeds(task: Task, lab: Lab, kept_macs: float) -> list[dict]:
         return []
     machine = describe()
     where = f"{machine['cores']} cores, {machine['cpu']}; {torch.get_num_threads()} threads; batch {compare.TIMED_BATCH}"
-    found = rows(task, compare.speed(lab, task.arm, task.seed, kept_macs, TIMED_S[task.part]))
+    found = rows(task, compare.speed(lab, task.arm, kept_macs, TIMED_S[task.part]))
     return [row | {"protocol": f"{where}; interleaved; {row['protocol']}"} for row in found]
 
 
@@ -61,62 +87,74 @@ def time_again(tasks: list[Task], labs: dict[str, Lab]) -> None:
 
 
 def done(task: Task) -> bool:
-    """Under these settings: an arm whose settings changed is due again."""
-    return any(task.owns(row) and (row["metric"], row["protocol"]) == ("seconds", task.protocol)
+    """Under these settings, on whatever machine: an arm whose settings changed is due again."""
+    return any(task.owns(row) and row["metric"].startswith("seconds") and row["protocol"].startswith(task.protocol)
                for row in results.read(RESULTS))
 
 
-def opened(teacher: str, labs: dict[str, Lab]) -> Lab:
+def opened(teacher: str, labs: dict[str, Lab], device: str = "cpu") -> Lab:
     if teacher not in labs:
-        labs[teacher] = open_lab(teacher, WORK)
+        labs[teacher] = open_lab(teacher, WORK, device)
     return labs[teacher]
 
 
-def rows(task: Task, numbers: dict[str, float]) -> list[dict]:
+def rows(task: Task, numbers: dict[str, float], where: str = "") -> list[dict]:
     return [{"teacher": task.teacher, "variant": task.variant, "seed": task.seed, "metric": metric, "value": f"{value:.6g}",
-             "protocol": task.protocol} for metric, value in numbers.items()]
+             "protocol": task.protocol + where} for metric, value in numbers.items()]
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Every arm against the teacher as it came and against its bases, those with all SEEDS over these. Made anew: minutes."""
+    """Every arm against the teacher as it came and against its bases, over several seeds where it has them. Minutes."""
     judged = [task for task in tasks if task.part != "mao"]
     found = [row for task in judged for row in rows(task, compared(task, judged, opened(task.teacher, labs)))]
     for first in judged:
         alike = [task for task in judged if (task.teacher, task.variant) == (first.teacher, first.variant)]
-        if first is alike[0] and len(alike) == len(SEEDS):
-            found += pooled(alike, opened(first.teacher, labs))
+        several = [task for task in alike if task.seed in seeds_of(first)]
+        if first is alike[0] and len(several) == len(seeds_of(first)):
+            found += pooled(several, judged, opened(first.teacher, labs))
     kept = [row for row in results.read(RESULTS) if not row["metric"].startswith(("loss_to_", "straying_over_"))]
     results.write(RESULTS, [*kept, *found])
 
 
 def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
-    own, dense = features_of(task, lab), study.teacher_features(lab, STEPS, SAMPLES, task.seed)
+    own, dense = features_of(task, lab), teacher_of(task, lab)
     numbers = compare.against(dense, "teacher", lab, own)
-    for base in judged:
-        if is_base(base, task):
-            other = features_of(base, lab)
-            numbers |= compare.against(other, base.arm.name, lab, own)
-            numbers |= compare.straying(other[:len(own)], base.arm.name, dense[:len(own)], own)
+    for base in bases(task, judged):
+        other = features_of(base, lab)
+        numbers |= compare.against(other, base.arm.name, lab, own)
+        numbers |= compare.named(f"straying_over_{base.arm.name}", compare.straying(other[:len(own)], dense[:len(own)], own))
     return numbers
 
 
-def is_base(base: Task, task: Task) -> bool:
-    """`dense` trained as long; one density for all blocks or layers, of those chosen one by one; all steps, of half of them."""
-    if (base.teacher, base.seed) != (task.teacher, task.seed) or base is task:
-        return False
-    if base.arm.name == "dense":
-        return base.arm.steps == task.arm.steps
-    return (base.variant, task.variant) in (("units.unit_uniform", "units.unit_as_uniform"),
-                                            *(("baselines.ours", f"baselines.ours_{what}") for what in ("half", "as_uniform")))
-
-
-def pooled(alike: list[Task], lab: Lab) -> list[dict]:
-    """One difference of an arm to the teacher, from all its training seeds."""
-    pairs = [(study.teacher_features(lab, STEPS, SAMPLES, task.seed), features_of(task, lab)) for task in alike]
-    difference = compare.over_seeds(pairs, lab.judge, lab.strata(SAMPLES))
-    numbers = {"loss_to_teacher": difference.estimate, "loss_to_teacher_upper95": difference.upper95}
+def pooled(alike: list[Task], judged: list[Task], lab: Lab) -> list[dict]:
+    """Its comparisons, from several training seeds at once."""
+    own, dense = [features_of(task, lab) for task in alike], [teacher_of(task, lab) for task in alike]
+    theirs = [{base.arm.name: base for base in bases(task, judged)} for task in alike]
+    common = [name for name in theirs[0] if all(name in found for found in theirs)]
+    beside = {"teacher": dense} | {name: [features_of(found[name], lab) for found in theirs] for name in common}
+    numbers = {}
+    for name, others in beside.items():
+        loss = compare.over_seeds(list(zip(others, own, strict=True)), lab.judge, lab.strata(SAMPLES))
+        numbers |= compare.named(f"loss_to_{name}", loss)
+        if name != "teacher":
+            numbers |= compare.named(f"straying_over_{name}", compare.straying_over_seeds(zip(others, dense, own, strict=True)))
     protocol = f"{alike[0].protocol.rpartition(';')[0]}; over seeds {', '.join(str(task.seed) for task in alike)}"
     return [row | {"seed": "all", "protocol": protocol} for row in rows(alike[0], numbers)]
+
+
+def bases(task: Task, judged: list[Task]) -> list[Task]:
+    """`dense` trained as long; `ours`, of its variants; one density for all blocks, of one chosen for each."""
+    def is_base(base: Task) -> bool:
+        return (base.arm.name == "dense" and base.arm.steps == task.arm.steps
+                or base.variant == "baselines.ours" and task.arm.name in BESIDE_OURS
+                or (base.variant, task.variant) == ("units.unit_uniform", "units.unit_as_uniform"))
+
+    return [base for base in judged if (base.teacher, base.seed) == (task.teacher, task.seed) and base is not task
+            and is_base(base)]
+
+
+def teacher_of(task: Task, lab: Lab) -> np.ndarray:
+    return study.teacher_features(lab, STEPS, SAMPLES, task.seed)
 
 
 def features_of(task: Task, lab: Lab) -> np.ndarray:
@@ -125,13 +163,16 @@ def features_of(task: Task, lab: Lab) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparsity", description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=("baselines", "long", "units", "mao"), help="one part of the study")
-    parser.add_argument("--teacher", choices=TEACHERS, help="one teacher; a second clone may work on the other")
+    parser.add_argument("--only", choices=sorted({task.part for task in everything()}), help="one part of the study")
+    parser.add_argument("--teacher", choices=TEACHERS, help="one teacher")
+    parser.add_argument("--further", action="store_true", help="and what goes past 2 cores and hours: more training seeds")
+    parser.add_argument("--device", default="cpu", help="that trains and samples, such as cuda")
     parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
     parser.add_argument("--compare", action="store_true", help="compare the arms that are done, train none")
     parser.add_argument("--speed", action="store_true", help="time the arms that are done once more, train none")
     asked = parser.parse_args(arguments)
-    tasks = [task for task in queue() if asked.only in (None, task.part) and asked.teacher in (None, task.teacher)]
+    tasks = [task for task in (everything() if asked.further else queue())
+             if asked.only in (None, task.part) and asked.teacher in (None, task.teacher)]
     if asked.list:
         for task in tasks:
             print(f"{task.teacher} {task.variant} seed {task.seed}: {task.protocol}")
@@ -142,8 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
             time_again(tasks, labs)
             return
         if not asked.compare:
-            run(tasks, labs)
-        compare_all([task for task in queue() if done(task)], labs)
+            run(tasks, labs, asked.device)
+        if asked.compare or all(done(task) for task in tasks):
+            compare_all([task for task in everything() if done(task)], labs)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

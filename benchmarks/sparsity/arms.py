@@ -67,9 +67,9 @@ PARTS_OF_OURS = (
 IMPORTANCE = replace(OURS, name="ours_importance", settings={**TAUGHT, "importance": 0.8})
 HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau test: what does the second half still bring?
 LAYERS = replace(OURS, name="ours_as_uniform", allocation="as_uniform")
-LONG = {name: replace(arm, steps=LONG_STEPS) for name, arm in (("dense", BASELINES[0]), ("ours", OURS))}
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
                   settings=TAUGHT) for allocation in ("uniform", "as_uniform"))
+LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNITS[0]))
 
 
 # Grains x densities, each trained as long under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8.

@@ -1,7 +1,7 @@
 """What arms are to each other: paired differences of quality, ratios of fidelity, measured speed against removed work."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ import torch
 from benchmarks.sparsity.arms import Arm, key
 from benchmarks.sparsity.lab import Lab
 from benchmarks.sparsity.queue import SAMPLES
-from benchmarks.sparsity.study import network_of, student_of
+from benchmarks.sparsity.study import masks_of, network_of
 from tasks.benchmark.measure import Case, interleaved
 from tasks.core import quality
 from tasks.core.quality import Difference, fid_name
@@ -32,14 +32,25 @@ def against(base: np.ndarray, name: str, lab: Lab, found: np.ndarray) -> dict[st
     return {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
 
 
-def straying(base: np.ndarray, name: str, dense: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """straying_over_<name>, its _upper95: relative increase of the mean distance to the dense images over that of `base`, of
-    the same noise all three: (N, D). Samples are pairs; the spread is of a ratio of means, to first order."""
+def straying(base: np.ndarray, dense: np.ndarray, found: np.ndarray) -> Difference:
+    """Relative increase of the mean distance to the dense images over that of `base`, of the same noise all three: (N, D).
+    Samples are pairs; the spread is of a ratio of means, to first order."""
     own, other = (np.linalg.norm(features - dense, axis=1) for features in (found, base))
     ratio = own.mean() / other.mean()
     error = (own - ratio * other).std(ddof=1) / (len(own) ** 0.5 * other.mean())
-    metric = f"straying_over_{name}"
-    return {metric: ratio - 1, f"{metric}_upper95": Difference(ratio - 1, error).upper95}
+    return Difference(ratio - 1, error)
+
+
+def straying_over_seeds(triples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Difference:
+    """Mean over training seeds, each on noise of its own; what the seeds differ by is added whole, as in `over_seeds`."""
+    found = [straying(*triple) for triple in triples]
+    within = sum(one.error ** 2 for one in found) / len(found) ** 2
+    between = statistics.variance([one.estimate for one in found]) / len(found)
+    return Difference(statistics.mean(one.estimate for one in found), (within + between) ** 0.5)
+
+
+def named(metric: str, difference: Difference) -> dict[str, float]:
+    return {metric: difference.estimate, f"{metric}_upper95": difference.upper95}
 
 
 def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> Difference:
@@ -68,10 +79,11 @@ def features_of(lab: Lab, arm: Arm, seed: int, samples: int) -> np.ndarray:
     return np.load(lab.folder / "features" / f"{key(arm, seed)}-{samples}.npy")
 
 
-def speed(lab: Lab, arm: Arm, seed: int, kept_macs: float, budget_s: float) -> dict[str, float]:
-    """Measured evaluations per second over those of the dense teacher, interleaved, and what the removed MACs predict."""
-    weights, masks, _ = student_of(arm, lab, seed)
-    nets = {"dense": lab.teacher, "sparse": network_of(lab, arm, weights, masks)}
+def speed(lab: Lab, arm: Arm, kept_macs: float, budget_s: float) -> dict[str, float]:
+    """Measured evaluations per second over those of the dense teacher, interleaved, and what the removed MACs predict. Training
+    changes no time, so the masks are on the teacher's own weights."""
+    masks = masks_of(arm, lab, lab.teacher)
+    nets = {"dense": lab.teacher, "sparse": network_of(lab, arm, lab.teacher.model.state_dict(), masks)}
     found = {"speedup_predicted": 1 / kept_macs}
     for backend in ("eager", "openvino"):
         cases = [Case(variant=name, backend=backend, batch=TIMED_BATCH, run=evaluation(net, backend), scale=1.0)

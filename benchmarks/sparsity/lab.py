@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import results
 from benchmarks.holdout import judge_unseen
@@ -27,20 +28,23 @@ from tasks.distill.stage import pool, read_images
 from tasks.fid.measure import Judge
 from tasks.pretrain_load import stage as pretrain_stage
 from tasks.runtime.graph import live_graph
+from tasks.runtime.solver import Predict
 
 BANK = 5000         # samples of the teacher's own, for training without data
 HELD = 1000         # holdout images on which predictions are compared
 CALIBRATION = 512   # samples of the teacher's own, for saliency and sensitivity
 BOTH = 0.5          # any share between 0 and 1 reads both kinds of images; the arms say how they are mixed
 BATCH = 100         # images of a network evaluation while sampling
+TOGETHER = 500      # of them on another device than a CPU
 NOISE = 31_337      # the noise that samples start from is of seed NOISE + training seed: of all arms alike, so they are pairs
+CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none that is judged starts from it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
     name: str
     folder: Path
-    teacher: Denoiser
+    teacher: Denoiser          # on the device where arms are trained and sampled, and so is calibration
     images: Images             # real ones and the teacher's own
     held: Calibration          # holdout images, noised
     calibration: Calibration   # of the teacher's own samples, noised
@@ -52,7 +56,7 @@ class Lab:
         return None if labels is None else labels.numpy()
 
 
-def open_lab(name: str, work: Path) -> Lab:
+def open_lab(name: str, work: Path, device: str = "cpu") -> Lab:
     """name: of a shipped teacher, a folder in tasks/pretrain_load/teachers."""
     params = read_params(scale="full")
     data = made(work / "data", lambda out: data_stage.run(stage_params(data_stage, params), Inputs({}, "data"), out))
@@ -65,7 +69,10 @@ def open_lab(name: str, work: Path) -> Lab:
     labelled = teacher.num_classes > 0
     held, bank = (noised(teacher.schedule, *read_images(inputs[stage], part, labelled), n, torch.Generator().manual_seed(0))
                   for stage, part, n in (("data", "holdout", HELD), ("pretrain_load", "bank", CALIBRATION)))
-    return Lab(name=name, folder=folder, teacher=teacher, images=pool(teacher, inputs, BOTH), held=held, calibration=bank,
+    teacher.model.to(device)
+    torch.backends.cudnn.allow_tf32 = False  # samples are drawn in fp32 on every device
+    return Lab(name=name, folder=folder, teacher=teacher, images=pool(teacher, inputs, BOTH), held=held.to(device),
+               calibration=bank.to(device),
                judge=judge_unseen(load_feature_net(data, "report"), "judges", teacher.sample_shape))
 
 
@@ -80,12 +87,29 @@ def made(folder: Path, make: Callable[[Path], Report]) -> Path:
     return folder
 
 
+def moved(labels: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if labels is None else labels.to(device)
+
+
+def device_of(denoiser: Denoiser) -> torch.device:
+    return next(denoiser.model.parameters()).device
+
+
+def live(denoiser: Denoiser) -> Predict:
+    """The live network, wherever it is, for a solver on the CPU: of a seed the noise is the same for all devices."""
+    device = device_of(denoiser)
+    return lambda x, t, labels, step: denoiser(x.to(device), t.to(device), moved(labels, device)).cpu()
+
+
 def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, seed: int, label: str) -> np.ndarray:
-    """(n, 64) of the report net, of samples 0 .. n - 1 through OpenVINO. denoiser: with the recipe's precision live.
-    seed: of the training."""
-    chunks = sample_in_chunks(live_graph(denoiser, recipe, BATCH), denoiser.schedule, recipe, denoiser.sample_shape, n,
-                              NOISE + seed, denoiser.num_classes, BATCH)
-    return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // BATCH), label)])
+    """(n, 64) of the report net, of samples 0 .. n - 1: on a CPU through OpenVINO, elsewhere by the live network.
+    denoiser: with the recipe's precision live. seed: of the training."""
+    on_cpu = device_of(denoiser).type == "cpu"
+    batch = BATCH if on_cpu else TOGETHER
+    predict = live_graph(denoiser, recipe, BATCH) if on_cpu else live(denoiser)
+    chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE + seed, denoiser.num_classes,
+                              batch)
+    return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // batch), label)])
 
 
 def kept_features(lab: Lab, name: str, draw: Callable[[], np.ndarray]) -> np.ndarray:

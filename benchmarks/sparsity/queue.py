@@ -1,7 +1,7 @@
 """What the study has to do, in order."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.sparsity.arms import (
@@ -12,6 +12,7 @@ from benchmarks.sparsity.arms import (
     LAYERS,
     LONG,
     MAO,
+    OURS,
     PARTS_OF_OURS,
     STEPS,
     UNITS,
@@ -21,6 +22,7 @@ from benchmarks.sparsity.arms import (
 
 TEACHERS = ("mnist_dit", "mnist_unet")
 SEEDS = (0, 1, 2)            # of the training of finalists; judged on noise of its own each
+FRESH = (1, 2, 3)            # of arms whose seed 0 was seen while they were made
 SAMPLES, FEW = 10_000, 2000  # of an arm whose quality is claimed, and of the others
 
 
@@ -50,19 +52,35 @@ class Task:
 
 def queue() -> Iterator[Task]:
     """What a claim needs comes first."""
-    dit, _ = TEACHERS
     dense, ours, *others = BASELINES
-    for part, arms, samples, seeds, teachers in (
-            ("baselines", (dense, ours), SAMPLES, SEEDS[:1], TEACHERS),
-            ("long", (LONG["ours"],), SAMPLES, SEEDS[:1], TEACHERS),
-            ("units", UNITS, SAMPLES, SEEDS[:1], TEACHERS),
-            ("baselines", (LAYERS,), SAMPLES, SEEDS[:1], TEACHERS),
-            ("baselines", others, FEW, SEEDS[:1], TEACHERS),
-            ("long", (LONG["ours"],), SAMPLES, SEEDS[1:], TEACHERS),
-            ("long", (LONG["dense"],), SAMPLES, SEEDS[:1], TEACHERS),
-            ("baselines", (HALF,), SAMPLES, SEEDS[:1], TEACHERS),
-            ("mao", MAO, FEW, SEEDS[:1], (dit,)),
-            ("baselines", PARTS_OF_OURS, FEW, SEEDS[:1], (dit,)),
-            ("baselines", (IMPORTANCE,), FEW, SEEDS[:1], TEACHERS)):
-        for teacher, seed in itertools.product(teachers, seeds):
-            yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)
+    yield from tasks("baselines", (dense, ours), SAMPLES)
+    yield from tasks("long", LONG, SAMPLES)
+    yield from tasks("units", UNITS, SAMPLES)
+    yield from tasks("baselines", (LAYERS,), SAMPLES)
+    yield from tasks("baselines", others, FEW)
+    yield from tasks("baselines", (HALF,), SAMPLES)
+    yield from tasks("mao", MAO, FEW, teachers=TEACHERS[:1])
+    yield from tasks("baselines", PARTS_OF_OURS, FEW, teachers=TEACHERS[:1])
+    yield from tasks("baselines", (IMPORTANCE,), FEW)
+
+
+def further() -> Iterator[Task]:
+    """What goes past 2 cores and hours: more training seeds."""
+    yield from tasks("long", LONG, SAMPLES, SEEDS[1:])
+    yield from tasks("baselines", (OURS, LAYERS), SAMPLES, FRESH)
+
+
+def everything() -> Iterator[Task]:
+    yield from queue()
+    yield from further()
+
+
+def seeds_of(task: Task) -> tuple[int, ...]:
+    """Whose results are taken together."""
+    return FRESH if task.arm.name == LAYERS.name else SEEDS
+
+
+def tasks(part: str, arms: Iterable[Arm], samples: int, seeds: Iterable[int] = SEEDS[:1],
+          teachers: Iterable[str] = TEACHERS) -> Iterator[Task]:
+    for teacher, seed in itertools.product(teachers, seeds):
+        yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)

@@ -1,7 +1,6 @@
 """One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,38 +9,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
-from benchmarks.sparsity.lab import Lab, kept_features, sample_features, uniform
-from benchmarks.sparsity.storage import WEIGHT_BITS, reference_share, storage_share
+from benchmarks.sparsity.choice import pattern_plan, unit_plan
+from benchmarks.sparsity.lab import CALIBRATION_NOISE, Lab, device_of, kept_features, live, moved, sample_features, uniform
+from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
-from tasks.core.progress import track
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import initial_noise, labels_for, network, trajectory
-from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern, stored_bits
+from tasks.core.sampler import initial_noise, labels_for, trajectory
+from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
-from tasks.mask_search.allocate import Option, allocate, around
-from tasks.mask_search.allocate import uniform as one_density
-from tasks.mask_search.choose import macs_model
 from tasks.mask_search.masks import misfits
 from tasks.mask_search.permute import permute_model
-from tasks.mask_search.saliency import Statistics, input_statistics, made_up, saliency
-from tasks.mask_search.sensitivity import Trajectories, cut_errors, cut_masks, masked, priced, unit_cuts, unit_layers
-from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
+from tasks.mask_search.saliency import input_statistics, made_up, saliency
+from tasks.mask_search.sensitivity import cut_masks
+from tasks.runtime.masks import apply_masks, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
 UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
 UNIT_SAMPLES = 2000      # on which it is measured
-UNIT_DENSITIES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-UNIT_OFFERED = tuple(i / 32 for i in range(1, 32))  # to the allocation, errors in between interpolated
-UNIT_RADII = (1 / 16, 1 / 8, 3 / 16, 1 / 4)         # of densities around the one for all, see `around`
-UNIT_IMAGES = 256        # on which plans are compared as wholes
-UNIT_MULTIPLE = 8        # as in params.yaml
-SENSED_IMAGES, SENSED_STEPS = 32, 10  # that tell how sensitive a layer is
-CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none that is judged starts from it
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
 
@@ -64,49 +53,6 @@ def masks_of(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
         return {f"{name}.weight": grain_mask(score, arm.grain, arm.density) for name, score in scores.items()}
     return {f"{name}.weight": grain_mask(scores[name], option.grain, option.density)
             for option in pattern_plan(arm, lab, scores, statistics) for name in option.layers}
-
-
-def pattern_plan(arm: Arm, lab: Lab, scores: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> list[Option]:
-    """N of M for each layer, or dense: of those that store no more bits than the arm's pattern in every layer, the one of least
-    summed error. A layer's error is what it alone changes in images: a small one in a prediction may lead far from them."""
-    _, m = parse_pattern(arm.grain)
-    sensed = Trajectories.of(lab.teacher, uniform(lab, SENSED_STEPS), SENSED_IMAGES, CALIBRATION_NOISE)
-
-    def option(name: str, n: int) -> Option:
-        pattern, score = f"{n}:{m}", scores[name]
-        mask = grain_mask(score, pattern)
-        with masked(lab.teacher, {f"{name}.weight": mask}, statistics):
-            error = sensed.error(lab.teacher)
-        return Option((name,), pattern, n / m, error, WEIGHT_BITS * score.numel() - stored_bits(mask, pattern, WEIGHT_BITS))
-
-    places = [(name, n) for name in scores for n in range(1, m)]
-    options = [option(*place) for place in track(places, len(places), f"{lab.name} {arm.name}: sensitivity")]
-    return allocate(options, sum(option.saved for option in options if option.grain == arm.grain))
-
-
-def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
-    """Units of feed-forwards and resnets that go: 1 - density of their MACs, chosen block by block or one density for all."""
-    costs = layer_costs(lab.teacher)
-    model, counted = macs_model(costs), {cost.name for cost in costs}
-    blocks = {unit_layers(units, counted): units for units in hidden_units(lab.teacher.model) if not units.products}
-    cuts = unit_cuts(blocks, UNIT_DENSITIES, UNIT_MULTIPLE)
-    statistics = input_statistics(lab.teacher, lab.calibration, {units.consumer for units in blocks.values()})
-    errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration), statistics)
-    budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
-    plan = one_density(lambda density: priced(unit_cuts(blocks, [density], UNIT_MULTIPLE), errors, model), budget,
-                       min(UNIT_DENSITIES))
-    assert plan is not None, "every arm's density is above the lowest that is offered"
-    if arm.allocation == "uniform":
-        return plan
-    options = priced(unit_cuts(blocks, UNIT_OFFERED, UNIT_MULTIPLE), errors, model)
-    ways = around(options, plan, sum(option.saved for option in plan), UNIT_RADII)
-    trajectories = Trajectories.of(lab.teacher, uniform(lab, STEPS), UNIT_IMAGES, CALIBRATION_NOISE)
-
-    def strays(way: list[Option]) -> float:
-        with masked(lab.teacher, cut_masks(lab.teacher.model, way), statistics):
-            return trajectories.error(lab.teacher)
-
-    return min(ways, key=strays)
 
 
 # ---- training ----
@@ -212,7 +158,9 @@ def quantise(student: Denoiser, recipe: Recipe, lab: Lab) -> None:
     """Every Linear and Conv2d to int8, with activation ranges along the student's own trajectories."""
     indices = range(CALIBRATION_IMAGES)
     noise, labels = initial_noise(student.sample_shape, indices, CALIBRATION_NOISE), labels_for(indices, student.num_classes)
-    states = trajectory(network(student), student.schedule, recipe, noise, labels)
-    batches = [(x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states]
+    states = trajectory(live(student), student.schedule, recipe, noise, labels)
+    there = device_of(student)
+    batches = [(x.to(there), torch.full((len(x),), recipe.timesteps[step], device=there), moved(labels, there))
+               for step, x, _ in states]
     ranges = calibrate_ranges(student.model, batches)
     apply_precision(student.model, dict.fromkeys(ranges, "w8a8"), ranges)

@@ -16,6 +16,10 @@ class Calibration:
     t: Tensor              # (N,) int64, spread evenly over the schedule
     labels: Tensor | None  # (N,) int64
 
+    def to(self, device: torch.device | str) -> "Calibration":
+        labels = None if self.labels is None else self.labels.to(device)
+        return Calibration(x=self.x.to(device), t=self.t.to(device), labels=labels)
+
 
 def noised(schedule: Schedule, images: np.ndarray, labels: np.ndarray | None, n: int, rng: torch.Generator) -> Calibration:
     """images: uint8 (N, C, H, W). n of them (or all there are), each at one noise level of its own."""

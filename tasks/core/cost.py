@@ -43,8 +43,9 @@ def layer_costs(denoiser: Denoiser) -> list[LayerCost]:
 
     hooks = [m.register_forward_hook(record(n)) for n, m in denoiser.model.named_modules() if is_counted(m)]
     try:
-        labels = torch.zeros(1, dtype=torch.int64) if denoiser.num_classes else None
-        denoiser(torch.zeros(1, *denoiser.sample_shape), torch.zeros(1, dtype=torch.int64), labels)
+        with next(denoiser.model.parameters()).device:
+            labels = torch.zeros(1, dtype=torch.int64) if denoiser.num_classes else None
+            denoiser(torch.zeros(1, *denoiser.sample_shape), torch.zeros(1, dtype=torch.int64), labels)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,8 +6,8 @@ import gc
 from collections.abc import Iterator
 
 TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-RARELY = 100_000  # objects made beyond those freed, before young ones are looked through
-LARGEST = 32 << 20                # bytes; glibc takes no higher threshold for what it maps by itself
+RARELY = 100_000    # objects made beyond those freed, before young ones are looked through
+LARGEST = 32 << 20  # bytes; glibc takes no higher threshold for what it maps by itself
 
 
 def keep_freed_memory() -> None:

@@ -40,20 +40,6 @@ def allocate(options: Sequence[Option], budget: float, pruned: Collection[str] =
     return select(options, [option.error for option in options], LinearConstraint(share[None], lb=1), pruned=pruned)
 
 
-def around(options: Sequence[Option], plan: Sequence[Option], budget: float, radii: Sequence[float]) -> list[list[Option]]:
-    """Plans from `plan`, of one density, to that of least summed error: in between the best whose densities are within each
-    radius of its.
-
-    Errors of cuts are not additive, the less so the deeper they are: where their sum is wrong, a plan on the way is better than
-    either end. options: of the grain of `plan`, which saves the budget.
-    """
-    centre = {option.layers: option.density for option in plan}
-    pruned = {layer for layers in centre for layer in layers}
-    near = [[option for option in options if abs(option.density - centre.get(option.layers, 1.0)) <= radius]
-            for radius in radii]
-    return [list(plan), *(allocate([*plan, *offered], budget, pruned) for offered in near), allocate(options, budget)]
-
-
 def ceiling(options: Sequence[Option]) -> float:
     """The most that the options save together, no layer in two of them."""
     return sum(option.saved for option in select(options, [-option.saved for option in options]))

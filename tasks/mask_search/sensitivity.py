@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from tasks.core.calibration import Calibration, predictions, relative_error
 from tasks.core.denoiser import Denoiser
 from tasks.core.progress import track
-from tasks.core.recipe import Recipe
-from tasks.core.sampler import initial_noise, labels_for, network, sample
 from tasks.core.sparsity import grain_mask, grain_shape, parse_pattern
 from tasks.mask_search.allocate import Cut, Option
 from tasks.mask_search.choose import CostModel
@@ -85,26 +82,6 @@ def masked(denoiser: Denoiser, masks: Mapping[str, Tensor],
         yield
     finally:
         remove_masks(denoiser.model)
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """Images that the dense model samples: how far from them does a plan as a whole lead?"""
-
-    recipe: Recipe
-    noise: Tensor
-    labels: Tensor | None
-    images: Tensor
-
-    @classmethod
-    def of(cls, denoiser: Denoiser, recipe: Recipe, n: int, seed: int) -> "Trajectories":
-        noise, labels = initial_noise(denoiser.sample_shape, range(n), seed), labels_for(range(n), denoiser.num_classes)
-        return cls(recipe, noise, labels, sample(network(denoiser), denoiser.schedule, recipe, noise, labels))
-
-    def error(self, denoiser: Denoiser) -> float:
-        """Mean square of what has changed in the images."""
-        found = sample(network(denoiser), denoiser.schedule, self.recipe, self.noise, self.labels)
-        return (found - self.images).square().mean().item()
 
 
 def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration, reference: Tensor,

@@ -1,38 +1,35 @@
 """What the study asks for and how its rows are pooled; its training is that of tasks/distill."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.sparsity import __main__ as study
 from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
-from benchmarks.sparsity.arms import BASELINES, LAYERS, MAO, OURS, PARTS_OF_OURS, UNITS, key
-from benchmarks.sparsity.lab import uniform
-from benchmarks.sparsity.storage import storage_share
-from benchmarks.sparsity.study import masks_of
-from tasks.core.calibration import noised
-from tasks.core.cost import layer_costs
+from benchmarks.sparsity.arms import BASELINES, LONG, MAO, OURS, PARTS_OF_OURS, UNITS, key
 from tasks.core.quality import Gaussian
 from tasks.fid.measure import Judge
-from tasks.mask_search.sensitivity import Trajectories, masked
-from tests.unit.distill.toy import tiny_dit, tiny_images
 
 
-def test_every_arm_is_asked_for_once_and_the_finalist_with_three_seeds():
-    tasks = list(queues.queue())
+def test_every_arm_is_asked_for_once_and_the_finalists_with_three_seeds():
+    tasks = list(queues.everything())
     asked = [(task.teacher, task.variant, task.seed) for task in tasks]
     assert len(set(asked)) == len(asked)
     for teacher in queues.TEACHERS:
         mine = [task for task in tasks if task.teacher == teacher]
         assert {task.arm.name for task in mine if task.part == "baselines"} >= {arm.name for arm in BASELINES}
-        assert [task.seed for task in mine if task.variant == "long.ours"] == [0, 1, 2]
-        assert [task.seed for task in mine if task.variant == "long.dense"] == [0]
+        for arm in LONG:
+            assert [task.seed for task in mine if task.variant == f"long.{arm.name}"] == [0, 1, 2]
     assert {task.arm.name for task in tasks if task.part == "units"} == {arm.name for arm in UNITS}
     assert {task.arm.name for task in tasks if task.part == "mao"} == {arm.name for arm in MAO}
+
+
+def test_what_two_cores_do_has_one_training_seed():
+    assert {task.seed for task in queues.queue()} == {0}
 
 
 def test_all_trained_arms_take_as_many_steps():
@@ -40,15 +37,26 @@ def test_all_trained_arms_take_as_many_steps():
 
 
 def test_an_arm_is_compared_with_dense_trained_as_long():
-    tasks = {(task.teacher, task.variant, task.seed): task for task in queues.queue()}
+    tasks = {(task.teacher, task.variant, task.seed): task for task in queues.everything()}
 
     def bases(*name) -> list[str]:
-        return [base.variant for base in tasks.values() if study.is_base(base, tasks[name])]
+        return [base.variant for base in study.bases(tasks[name], list(tasks.values()))]
 
     assert bases("mnist_dit", "baselines.sr_ste", 0) == ["baselines.dense"]
-    assert bases("mnist_dit", "long.ours", 0) == ["long.dense"] and bases("mnist_dit", "long.ours", 1) == []
+    assert bases("mnist_dit", "long.ours", 0) == bases("mnist_dit", "long.ours", 2) == ["long.dense"]
     assert bases("mnist_unet", "units.unit_as_uniform", 0) == ["baselines.dense", "units.unit_uniform"]
     assert bases("mnist_unet", "baselines.ours_half", 0) == ["baselines.ours"]
+    assert bases("mnist_unet", "baselines.ours_importance", 0) == ["baselines.dense", "baselines.ours"]
+    assert bases("mnist_unet", "baselines.ours_as_uniform", 3) == ["baselines.ours"]
+
+
+def test_processes_share_the_work_arm_by_arm(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    first, second = itertools.islice(queues.queue(), 2)
+    with study.own_work(first) as mine, study.own_work(first) as again, study.own_work(second) as other:
+        assert (mine, again, other) == (True, False, True)
+    with study.own_work(first) as once_more:
+        assert once_more
 
 
 def test_an_arm_whose_settings_change_has_files_of_its_own():
@@ -81,6 +89,9 @@ def test_an_arm_is_done_under_its_own_settings_alone(monkeypatch):
     for change in ({}, {"protocol": "of before"}, {"metric": "fid_10k"}, {"seed": "1"}):
         monkeypatch.setattr(study.results, "read", lambda path, change=change: [row | change])
         assert study.done(task) == (not change)
+    elsewhere = row | {"metric": "seconds_gpu", "protocol": f"{task.protocol}; on another machine"}
+    monkeypatch.setattr(study.results, "read", lambda path: [elsewhere])
+    assert study.done(task)
 
 
 def test_few_samples_stand_in_the_metrics_name():
@@ -96,26 +107,21 @@ def test_straying_is_the_change_of_the_mean_distance_to_dense_and_its_bound_cove
     rng = np.random.default_rng(0)
     dense = rng.standard_normal((4000, 8))
     base = dense + rng.standard_normal((4000, 8))
-    same = compare.straying(base, "other", dense, base.copy())
-    assert same == {"straying_over_other": 0.0, "straying_over_other_upper95": 0.0}
-    farther = [compare.straying(base, "other", dense, dense + 1.1 * rng.standard_normal((4000, 8))) for _ in range(40)]
-    missed = sum(numbers["straying_over_other_upper95"] < 0.1 for numbers in farther)
-    assert np.mean([numbers["straying_over_other"] for numbers in farther]) == pytest.approx(0.1, abs=0.01) and missed <= 7
+    same = compare.straying(base, dense, base.copy())
+    assert (same.estimate, same.error) == (0, 0)
+    farther = [compare.straying(base, dense, dense + 1.1 * rng.standard_normal((4000, 8))) for _ in range(40)]
+    assert np.mean([one.estimate for one in farther]) == pytest.approx(0.1, abs=0.01)
+    assert sum(one.upper95 < 0.1 for one in farther) <= 7
+
+
+def test_straying_over_seeds_is_their_mean_and_is_known_better():
+    rng = np.random.default_rng(0)
+    dense, apart, farther = rng.standard_normal((3, 3, 4000, 8))
+    triples = list(zip(dense + apart, dense, dense + 1.1 * farther, strict=True))
+    one, together = (compare.straying_over_seeds(some) for some in ([triples[0]] * 2, triples))
+    assert one.estimate == pytest.approx(compare.straying(*triples[0]).estimate)
+    assert together.estimate == pytest.approx(0.1, abs=0.02) and together.error < 2 * compare.straying(*triples[0]).error
 
 
 def judge_of(holdout: np.ndarray) -> Judge:
     return Judge(net=None, features=holdout, labels=None, reference=Gaussian.of(holdout))
-
-
-def test_layers_chosen_one_by_one_store_no_more_than_one_pattern_and_err_less():
-    teacher, images = tiny_dit(), tiny_images()
-    seen = noised(teacher.schedule, images.pixels.numpy(), images.labels.numpy(), 12, torch.Generator().manual_seed(0))
-    lab = SimpleNamespace(name="tiny", teacher=teacher, calibration=seen)
-    masks = {arm.allocation: masks_of(arm, lab, teacher) for arm in (OURS, LAYERS)}
-    stored = {how: storage_share(layer_costs(teacher), found, "2:4", {}) for how, found in masks.items()}
-    sampled, strays = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0), {}
-    for how, found in masks.items():
-        with masked(teacher, found):
-            strays[how] = sampled.error(teacher)
-    assert stored["as_uniform"] <= stored["uniform"] and strays["as_uniform"] < strays["uniform"]
-    assert len({mask.float().mean().item() for mask in masks["as_uniform"].values()}) > 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.mask_search.allocate import Option, allocate, around, ceiling, uniform
+from tasks.mask_search.allocate import Option, allocate, ceiling, uniform
 
 
 def option(layers: str, grain: str, density: float, error: float, saved: float) -> Option:
@@ -36,24 +36,6 @@ def test_an_unreachable_budget_says_what_is_reachable():
         allocate([BLOCK, FIRST, SECOND, OTHER], 15)
     with pytest.raises(ValueError, match="budget 1: the options save 0 at most"):
         allocate([], 1)
-
-
-def test_around_goes_from_one_density_to_the_least_summed_error():
-    deep = {"a": 1.0, "b": 9.0}  # errors at half; a quarter more or less moves them by the half
-    offered = [option(name, "unit", density, error * (2 - 2 * density), 8 * (1 - density))
-               for name, error in deep.items() for density in (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)]
-    plan = [o for o in offered if o.density == 0.5]
-    ways = around(offered, plan, 8, [0, 0.13, 0.25])
-    densities = [{o.layers[0]: o.density for o in way} for way in ways]
-    assert densities == [{"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}, {"a": 0.375, "b": 0.625}, {"a": 0.25, "b": 0.75},
-                         {"a": 0.25, "b": 0.75}]
-    assert all(sum(o.saved for o in way) >= 8 for way in ways)
-
-
-def test_around_leaves_no_layer_dense_that_the_plan_prunes():
-    offered = [option("a", "unit", 0.5, 1.0, 4), option("a", "unit", 0.25, 2.0, 8), option("b", "unit", 0.5, 5.0, 4)]
-    plan = [offered[0], offered[2]]
-    assert around(offered, plan, 8, [0.3]) == [plan, plan, [offered[1]]]
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])

@@ -1,0 +1,135 @@
+"""What 2:4 kernels of a GPU bring to a whole DiT, against the dense model and against units that are really gone.
+
+`python -m benchmarks.sparsity.kernels` needs a CUDA device of compute capability 8.0 or later, takes minutes and replaces its
+own rows (variants kernels.*) in results.csv. The weights are random where none are shipped: they change no time. The variants
+take turns, evaluation by evaluation.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import results
+from tasks.core import denoiser as denoisers
+from tasks.core.cost import layer_costs
+from tasks.core.denoiser import Denoiser
+from tasks.core.sparsity import kept_shares, nm_mask
+from tasks.mask_search.masks import misfits, unit_masks
+from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
+from tasks.runtime.semi_structured import supported, to_semi_structured
+
+RESULTS = Path(__file__).parent / "results.csv"
+TEACHERS = Path("tasks/pretrain_load/teachers")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+BATCHES = (1, 8, 32)
+HALF = 0.5  # of the hidden units of feed-forwards: as much of these as 2:4 removes
+DIT_XL_2 = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28,
+            "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000, "norm_elementwise_affine": False,
+            "norm_type": "ada_norm_zero"}  # of DiT-XL/2 at 256 x 256, arXiv 2212.09748
+
+
+def model_of(name: str) -> Denoiser:
+    if name == "dit_xl_2":
+        torch.manual_seed(0)
+        return denoisers.build("DiTTransformer2DModel", DIT_XL_2, {"num_train_timesteps": 1000})
+    return denoisers.load(TEACHERS / name)
+
+
+def macs_share(denoiser: Denoiser, grain: str, masks: dict[str, Tensor]) -> float:
+    """Of the dense model, attention products and dense layers counted."""
+    kept, layers = kept_shares(denoiser.model, grain, masks), layer_costs(denoiser)
+    return sum(cost.macs * kept.get(cost.name, 1.0) for cost in layers) / sum(cost.macs for cost in layers)
+
+
+def masks_of(denoiser: Denoiser) -> dict[str, dict[str, Tensor]]:
+    """2:4 in every Linear that takes it, and half the hidden units of every feed-forward."""
+    layers = {name: layer for name, layer in denoiser.prunable_layers().items() if isinstance(layer, nn.Linear)}
+    unfit = misfits(layers, "2:4")
+    blocks = [units.block for units in hidden_units(denoiser.model) if not units.products]
+    return {"2:4": {f"{name}.weight": nm_mask(layer.weight, 2, 4) for name, layer in layers.items() if name not in unfit},
+            "unit": unit_masks(denoiser.model, dict.fromkeys(blocks, HALF))}
+
+
+def variants(model: nn.Module, masks: dict[str, dict[str, Tensor]]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """model: on the GPU, of the dtype that computes. -> the networks; parameter -> why it has no 2:4 kernel."""
+    found = {name: copy.deepcopy(model) for name in ("dense", "masked", "two_four", "unit")}
+    apply_masks(found["masked"], masks["2:4"])
+    left = to_semi_structured(found["two_four"], masks["2:4"])
+    shrink_units(found["unit"], masks["unit"])
+    return found, left
+
+
+def inputs(denoiser: Denoiser, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return {"hidden_states": torch.randn(batch, *denoiser.sample_shape, generator=rng).to("cuda", dtype),
+            "timestep": torch.linspace(0, denoiser.schedule.steps - 1, batch).long().cuda(),
+            "class_labels": (torch.arange(batch) % denoiser.num_classes).cuda()}
+
+
+@torch.inference_mode()
+def timed(model: nn.Module, given: dict[str, Tensor]) -> float:
+    """ms of one evaluation, on the GPU's own clock."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    model(**given, return_dict=False)
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last)
+
+
+@torch.inference_mode()
+def deviation(model: nn.Module, right: nn.Module, given: dict[str, Tensor]) -> float:
+    """Norm of the outputs' difference over theirs."""
+    found, expected = (net(**given, return_dict=False)[0].float() for net in (model, right))
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def measure(name: str, repeats: int, warm: int = 5) -> Iterator[list[dict]]:
+    """The rows of each dtype and batch as they are had."""
+    denoiser = model_of(name)
+    masks = masks_of(denoiser)
+    predicted = {key: 1 / macs_share(denoiser, grain, masks[grain]) for key, grain in (("two_four", "2:4"), ("unit", "unit"))}
+    for kind, dtype in DTYPES.items():
+        if reason := supported(dtype):
+            raise ValueError(f"2:4 kernels: {reason}")
+        nets, left = variants(copy.deepcopy(denoiser.model).eval().requires_grad_(False).to("cuda", dtype), masks)
+        machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(left)} masked layers without a kernel"
+        for batch in BATCHES:
+            given = inputs(denoiser, batch, dtype)
+            rounds = [{key: timed(net, given) for key, net in nets.items()} for _ in range(warm + repeats)][warm:]
+            dense = median(times["dense"] for times in rounds)
+            said = f"{machine}; {kind}, eager, batch {batch}; {repeats} interleaved rounds"
+            found = {"dense": {"ms": dense}, "unit": {},
+                     "two_four": {"deviation": deviation(nets["two_four"], nets["masked"], given)}}
+            for key, speedup in predicted.items():
+                found[key] |= {"speedup_predicted": speedup,
+                               "speedup_gpu": median(times["dense"] / times[key] for times in rounds)}
+            yield [{"teacher": name, "variant": f"kernels.{key}.{kind}.{batch}", "seed": 0, "metric": metric,
+                    "value": f"{value:.4g}", "protocol": said}
+                   for key, numbers in found.items() for metric, value in numbers.items()]
+
+
+def write(rows: list[dict], path: Path = RESULTS) -> None:
+    own = {(row["teacher"], row["variant"]) for row in rows}
+    results.replace(path, lambda row: (row["teacher"], row["variant"]) in own, rows)
+    for row in rows:
+        print(f"{row['teacher']:10} {row['variant']:26} {row['metric']:18} {row['value']}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sparsity.kernels", description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=30, help="rounds that count")
+    parser.add_argument("--models", nargs="+", default=["mnist_dit", "dit_xl_2"])
+    asked = parser.parse_args()
+    try:
+        for name in asked.models:
+            for found in measure(name, asked.repeats):
+                write(found)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
