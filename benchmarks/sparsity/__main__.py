@@ -18,13 +18,14 @@ import torch
 
 from benchmarks import results
 from benchmarks.sparsity import compare, study
-from benchmarks.sparsity.arms import HALF, IMPORTANCE, LAYERS, PARTS_OF_OURS, STEPS
+from benchmarks.sparsity.arms import HALF, LAYERS, PARTS_OF_OURS, STEPS
 from benchmarks.sparsity.lab import Lab, device_of, open_lab
+from benchmarks.sparsity.plot import draw
 from benchmarks.sparsity.queue import SAMPLES, TEACHERS, Task, everything, queue, seeds_of
 from tasks.core.machine import describe
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
-BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, IMPORTANCE, *PARTS_OF_OURS)}  # what is compared with ours
+BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, *PARTS_OF_OURS)}  # what is compared with ours
 TIMED_S = {"units": 30, "mao": 5}  # s of timing on each backend
 
 
@@ -169,6 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="that trains and samples, such as cuda")
     parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
     parser.add_argument("--compare", action="store_true", help="compare the arms that are done, train none")
+    parser.add_argument("--plot", action="store_true", help="draw curves.png of what there is, do nothing else")
     parser.add_argument("--speed", action="store_true", help="time the arms that are done once more, train none")
     asked = parser.parse_args(arguments)
     tasks = [task for task in (everything() if asked.further else queue())
@@ -179,6 +181,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     labs: dict[str, Lab] = {}
     try:
+        if asked.plot:
+            draw(results.read(RESULTS), RESULTS.with_name("curves.png"))
+            return
         if asked.speed:
             time_again(tasks, labs)
             return

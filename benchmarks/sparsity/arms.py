@@ -13,7 +13,7 @@ STEPS = 20         # DDIM on a uniform list: what the arms are sampled with
 BATCH = 64
 COMMON = {"batch": BATCH, "accumulate": 1, "lr": 3e-4, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999, "sr_ste": 2e-4,
           "decay": "gradient", "prune_at": (0.25,), "freeze_at": 1.0, "precondition": 0.0, "data": 1.0, "lam": 1.0,
-          "features": 0.0, "importance": 0.0, "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
+          "features": 0.0, "bank_share": 0.25, "label_dropout": 0.1, "bf16": True, "log_every": 100}
 
 DENSITIES = (0.75, 0.5, 0.25)
 PATTERNS = {0.25: "1:4", 0.5: "2:4", 0.75: "3:4"}
@@ -64,7 +64,6 @@ PARTS_OF_OURS = (
     replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
     replace(OURS, name="ours_at_first", saliency="activation", settings={"data": 0.0, "lr": 1e-3}),
 )
-IMPORTANCE = replace(OURS, name="ours_importance", settings={**TAUGHT, "importance": 0.8})
 HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau test: what does the second half still bring?
 LAYERS = replace(OURS, name="ours_as_uniform", allocation="as_uniform")
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",

@@ -8,7 +8,6 @@ from benchmarks.sparsity.arms import (
     BASELINES,
     COMMON,
     HALF,
-    IMPORTANCE,
     LAYERS,
     LONG,
     MAO,
@@ -61,7 +60,6 @@ def queue() -> Iterator[Task]:
     yield from tasks("baselines", (HALF,), SAMPLES)
     yield from tasks("mao", MAO, FEW, teachers=TEACHERS[:1])
     yield from tasks("baselines", PARTS_OF_OURS, FEW, teachers=TEACHERS[:1])
-    yield from tasks("baselines", (IMPORTANCE,), FEW)
 
 
 def further() -> Iterator[Task]:

@@ -35,11 +35,11 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def stratified_timesteps(n: int, upper: int, rng: torch.Generator, density: torch.Tensor | None = None) -> torch.Tensor:
+def stratified_timesteps(n: int, upper: int, rng: torch.Generator) -> torch.Tensor:
     """n timesteps in [0, upper), evenly spread with one random offset: the variance of the loss falls, its mean does not
-    (VDM, arXiv 2107.00630, appendix I.1). density: (upper,), which sums to 1; None: all alike. -> (n,) int64, shuffled."""
+    (VDM, arXiv 2107.00630, appendix I.1). -> (n,) int64, shuffled."""
     u = (torch.rand(1, generator=rng) + torch.arange(n) / n) % 1
-    t = (u * upper).long() if density is None else torch.searchsorted(density.cumsum(0), u.double()).clamp_max(upper - 1)
+    t = (u * upper).long()
     return t[torch.randperm(n, generator=rng)]
 
 

@@ -60,9 +60,8 @@ def draw(images: Images, batch: int, bank_share: float, null_label: int, label_d
     return x0, images.labels[index].masked_fill(dropped, null_label)
 
 
-def with_noise(schedule: Schedule, x0: Tensor, labels: Tensor | None, rng: torch.Generator,
-               density: Tensor | None = None) -> Batch:
-    """x0: (N, C, H, W) in [-1, 1]; each image gets a timestep of its own, by this density (T,)."""
-    t = stratified_timesteps(len(x0), schedule.steps, rng, density)
+def with_noise(schedule: Schedule, x0: Tensor, labels: Tensor | None, rng: torch.Generator) -> Batch:
+    """x0: (N, C, H, W) in [-1, 1]; each image gets a timestep of its own."""
+    t = stratified_timesteps(len(x0), schedule.steps, rng)
     noise = torch.randn(x0.shape, generator=rng)
     return Batch(x=schedule.add_noise(x0, noise, t), t=t, labels=labels, target=schedule.target(x0, noise, t))

@@ -27,7 +27,6 @@ class Settings:
     data: float                  # weight of the data's target
     lam: float                   # weight of the teacher's prediction
     features: float              # weight of the teacher's sublayer outputs
-    importance: float            # share of a batch whose timesteps are where errors move the image most; the others are even
     bank_share: float            # share of a batch that are teacher samples; 1: no real image is touched
     label_dropout: float         # share of labels replaced by the null label
     bf16: bool                   # autocast
@@ -38,8 +37,7 @@ class Settings:
         for key, low, high in (("steps", 0, 10**7), ("batch", 1, 65_536), ("accumulate", 1, 65_536), ("warmup", 0, 10**6),
                                ("log_every", 1, 10**6), ("lr", 0, 1), ("weight_decay", 0, 1), ("ema_decay", 0, 1),
                                ("sr_ste", 0, 1000), ("freeze_at", 0, 1), ("precondition", 0, 1), ("data", 0, 1e6),
-                               ("lam", 0, 1e6), ("features", 0, 1e6), ("importance", 0, 1), ("bank_share", 0, 1),
-                               ("label_dropout", 0, 1),
+                               ("lam", 0, 1e6), ("features", 0, 1e6), ("bank_share", 0, 1), ("label_dropout", 0, 1),
                                ("seed", 0, 2**31)):
             check_range(f"distill.{key}", getattr(self, key), low, high)
         check_choice("distill.decay", self.decay, DECAYS)

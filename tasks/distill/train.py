@@ -25,7 +25,6 @@ from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
 from tasks.core.training import Ema, optimise, step_generator, warmup_cosine
 from tasks.distill.images import Batch, Images, check_pool, draw, with_noise
-from tasks.distill.importance import timestep_density
 from tasks.distill.loss import transfer_loss
 from tasks.distill.masking import (
     DECAYS_PRUNED,
@@ -83,12 +82,6 @@ class Transfer:
         self.flips_at_freeze = 0.0
         self.masks = self.logged = self.given
         self.flips: list[float] = []
-        self.density = self.timesteps() if settings.importance else None
-
-    def timesteps(self) -> Tensor:
-        """(T,): their density, by what the student is before its first step."""
-        write_masked(self.live.model, self.dense, self.masks_at(0))
-        return timestep_density(self.teacher, self.live, self.settings.importance)
 
     # ---- one step ----
 
@@ -138,7 +131,7 @@ class Transfer:
         settings, rng = self.settings, step_generator(self.settings.seed, i)
         null = self.teacher.null_label
         x0, labels = draw(self.images, settings.batch, settings.bank_share, null, settings.label_dropout, rng)
-        return with_noise(self.teacher.schedule, x0, labels, rng, self.density).to(self.device)
+        return with_noise(self.teacher.schedule, x0, labels, rng).to(self.device)
 
     @property
     def cut(self) -> frozenset[str]:

@@ -46,7 +46,7 @@ def test_an_arm_is_compared_with_dense_trained_as_long():
     assert bases("mnist_dit", "long.ours", 0) == bases("mnist_dit", "long.ours", 2) == ["long.dense"]
     assert bases("mnist_unet", "units.unit_as_uniform", 0) == ["baselines.dense", "units.unit_uniform"]
     assert bases("mnist_unet", "baselines.ours_half", 0) == ["baselines.ours"]
-    assert bases("mnist_unet", "baselines.ours_importance", 0) == ["baselines.dense", "baselines.ours"]
+    assert bases("mnist_dit", "baselines.ours_data_free", 0) == ["baselines.dense", "baselines.ours"]
     assert bases("mnist_unet", "baselines.ours_as_uniform", 3) == ["baselines.ours"]
 
 

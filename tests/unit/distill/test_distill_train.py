@@ -224,7 +224,7 @@ class DyingCheckpoint(Checkpoint):
 
 
 RESUMED = [("2:4", method, {}) for method in METHODS] + [
-    ("unit", "sr_ste", {}), ("2:4", "fixed", {"importance": 0.5}), ("2:4", "sr_ste", {"decay": "decoupled", "sr_ste": 2.0}),
+    ("unit", "sr_ste", {}), ("2:4", "sr_ste", {"decay": "decoupled", "sr_ste": 2.0}),
     ("2:4", "ste", {"freeze_at": 0.4}), ("2:4", "ste", {"freeze_at": 0.5}), ("2:4", "ste", {"precondition": 0.4}),
     ("2:4", "sr_ste", {"features": 1.0, "accumulate": 2, "bf16": True, "bank_share": 1.0})]
 

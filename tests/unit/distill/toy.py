@@ -11,7 +11,7 @@ from tasks.mask_search.masks import nm_masks, unit_masks
 
 SETTINGS = Settings(steps=6, batch=4, accumulate=1, lr=1e-2, warmup=1, weight_decay=0.01, ema_decay=0.9, sr_ste=2e-4,
                     decay="gradient", prune_at=(0.5,), freeze_at=1.0, precondition=0.0, data=1.0, lam=0.5, features=0.0,
-                    importance=0.0, bank_share=0.5, label_dropout=0.1, bf16=False, log_every=2, seed=0)
+                    bank_share=0.5, label_dropout=0.1, bf16=False, log_every=2, seed=0)
 SCHEDULE = {"num_train_timesteps": 50, "prediction_type": "v_prediction"}
 DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 1,
        "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_elementwise_affine": False,
