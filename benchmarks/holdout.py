@@ -35,11 +35,13 @@ def load_unseen(part: str, shape: tuple[int, int, int], folder: Path = RUNS / "u
     fetched."""
     paths = {name: [folder / f"{first}_{last}_{shape[0]}_{shape[1]}{kind}.npy" for kind in ("", "_labels")]
              for name, (first, last) in PARTS.items()}
-    if not all(path.exists() for pair in paths.values() for path in pair):
-        images, labels = (read_idx(content) for content in fetch().values())
-        for name, chosen in zip(PARTS, unseen(images, labels), strict=True):
-            for path, array in zip(paths[name], (conform(images[chosen], shape[1], shape[0]), labels[chosen]), strict=True):
-                results.put(path, array)
+    folder.mkdir(parents=True, exist_ok=True)
+    with results.locked(folder):
+        if not all(path.exists() for pair in paths.values() for path in pair):
+            images, labels = (read_idx(content) for content in fetch().values())
+            for name, chosen in zip(PARTS, unseen(images, labels), strict=True):
+                for path, array in zip(paths[name], (conform(images[chosen], shape[1], shape[0]), labels[chosen]), strict=True):
+                    results.put(path, array)
     return np.load(paths[part][0]), np.load(paths[part][1]).astype(np.int64)
 
 

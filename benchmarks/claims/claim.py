@@ -56,6 +56,11 @@ def at_most(bar: float, found: list[float], unit: str = "") -> Outcome:
     return compared(f"<= {bar:g}{unit}", max(found, default=None), unit, lambda value: value <= bar)
 
 
+def below(bar: float, found: list[float], unit: str = "") -> Outcome:
+    """The largest one decides; the bar itself does not do."""
+    return compared(f"< {bar:g}{unit}", max(found, default=None), unit, lambda value: value < bar)
+
+
 def compared(bar: str, value: float | None, unit: str, holds: Callable[[float], bool]) -> Outcome:
     return Outcome(bar, "-", None) if value is None else Outcome(bar, f"{value:.4g}{unit}", holds(value))
 

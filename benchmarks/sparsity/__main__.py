@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.sparsity import compare, study
-from benchmarks.sparsity.arms import HALF, LAYERS, PARTS_OF_OURS, STEPS
+from benchmarks.sparsity.arms import HALF, LAYERS, PARTS_OF_OURS, STEPS, key
 from benchmarks.sparsity.lab import Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
 from benchmarks.sparsity.queue import SAMPLES, TEACHERS, Task, everything, queue, seeds_of
@@ -26,20 +26,25 @@ from tasks.core.machine import describe
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, *PARTS_OF_OURS)}  # what is compared with ours
+SECONDS = ("seconds", "wall_seconds", "host_seconds")  # an arm that has one of them is done
 TIMED_S = {"units": 30, "mao": 5}  # s of timing on each backend
 
 
 def run(tasks: list[Task], labs: dict[str, Lab], device: str) -> None:
-    due = [task for task in tasks if not done(task)]
-    print(f"{len(tasks)} arms, {len(tasks) - len(due)} of them done", flush=True)
-    started = time.monotonic()
-    for place, task in enumerate(due):
-        with own_work(task) as free:
-            if not free or done(task):
-                continue
-            finish(task, opened(task.teacher, labs, device))
-        left = (time.monotonic() - started) / (place + 1) * (len(due) - place - 1)
-        print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - place - 1} arms left, "
+    """Until all are done, or other processes have what is left."""
+    started, finished = time.monotonic(), 0
+    while due := [task for task in tasks if not done(task)]:
+        for task in due:
+            with own_work(task) as free:
+                if free and not done(task):
+                    finish(task, opened(task.teacher, labs, device))
+                    break
+        else:
+            print(f"{len(due)} of {len(tasks)} arms are in work elsewhere", flush=True)
+            return
+        finished += 1
+        left = (time.monotonic() - started) / finished * (len(due) - 1)
+        print(f"{task.teacher} {task.variant} seed {task.seed}: done; {len(due) - 1} of {len(tasks)} arms left, "
               f"about {left / 60:.0f} min", flush=True)
 
 
@@ -49,14 +54,14 @@ def finish(task: Task, lab: Lab) -> None:
     if device_of(lab.teacher).type == "cpu":
         found = rows(task, numbers | {"seconds": time.process_time() - began}) + speeds(task, lab, numbers["macs_share"])
     else:
-        found = rows(task, numbers | {"seconds_gpu": time.process_time() - began}, f"; on {torch.cuda.get_device_name()}")
+        found = rows(task, numbers | {"host_seconds": time.process_time() - began}, f"; on {torch.cuda.get_device_name()}")
     results.replace(RESULTS, task.owns, found)
 
 
 @contextlib.contextmanager
 def own_work(task: Task) -> Iterator[bool]:
-    """Whether no other process has the arm in work; a lock that ends with the process that holds it."""
-    path = WORK / task.teacher / "in_work" / study.key(task.arm, task.seed)
+    """Whether no other process has the arm in work: by a lock that ends with the process that holds it, not by the file."""
+    path = WORK / task.teacher / "in_work" / key(task.arm, task.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -89,7 +94,7 @@ def time_again(tasks: list[Task], labs: dict[str, Lab]) -> None:
 
 def done(task: Task) -> bool:
     """Under these settings, on whatever machine: an arm whose settings changed is due again."""
-    return any(task.owns(row) and row["metric"].startswith("seconds") and row["protocol"].startswith(task.protocol)
+    return any(task.owns(row) and row["metric"] in SECONDS and row["protocol"].startswith(task.protocol)
                for row in results.read(RESULTS))
 
 
@@ -113,8 +118,7 @@ def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
         several = [task for task in alike if task.seed in seeds_of(first)]
         if first is alike[0] and len(several) == len(seeds_of(first)):
             found += pooled(several, judged, opened(first.teacher, labs))
-    kept = [row for row in results.read(RESULTS) if not row["metric"].startswith(("loss_to_", "straying_over_"))]
-    results.write(RESULTS, [*kept, *found])
+    results.replace(RESULTS, lambda row: row["metric"].startswith(("loss_to_", "straying_over_")), found)
 
 
 def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
@@ -146,7 +150,7 @@ def pooled(alike: list[Task], judged: list[Task], lab: Lab) -> list[dict]:
 def bases(task: Task, judged: list[Task]) -> list[Task]:
     """`dense` trained as long; `ours`, of its variants; one density for all blocks, of one chosen for each."""
     def is_base(base: Task) -> bool:
-        return (base.arm.name == "dense" and base.arm.steps == task.arm.steps
+        return (base.arm.name == "dense" and task.arm.method and base.arm.steps == task.arm.steps
                 or base.variant == "baselines.ours" and task.arm.name in BESIDE_OURS
                 or (base.variant, task.variant) == ("units.unit_uniform", "units.unit_as_uniform"))
 

@@ -2,9 +2,11 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 from benchmarks.sparsity.arms import Arm, key
 from benchmarks.sparsity.lab import Lab
@@ -41,24 +43,45 @@ def straying(base: np.ndarray, dense: np.ndarray, found: np.ndarray) -> Differen
     return Difference(ratio - 1, error)
 
 
-def straying_over_seeds(triples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Difference:
-    """Mean over training seeds, each on noise of its own; what the seeds differ by is added whole, as in `over_seeds`."""
+@dataclass(frozen=True)
+class OverSeeds:
+    """A mean over few training seeds. within, between: its variance by samples and digits, and by what the seeds differ by,
+    which holds noise of the samples again: too wide rather than too narrow."""
+
+    estimate: float
+    within: float
+    between: float
+    seeds: int
+
+    @classmethod
+    def of(cls, estimates: Sequence[float], within: float) -> "OverSeeds":
+        return cls(statistics.mean(estimates), within, statistics.variance(estimates) / len(estimates), len(estimates))
+
+    @property
+    def upper95(self) -> float:
+        """One-sided, by Student's t: a variance known from three seeds is hardly known (Welch-Satterthwaite)."""
+        variance = self.within + self.between
+        if self.between == 0:
+            return Difference(self.estimate, variance ** 0.5).upper95
+        freedom = variance ** 2 / (self.between ** 2 / (self.seeds - 1))
+        return self.estimate + float(student_t.ppf(0.95, freedom)) * variance ** 0.5
+
+
+def straying_over_seeds(triples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> OverSeeds:
+    """Of each seed on noise of its own."""
     found = [straying(*triple) for triple in triples]
-    within = sum(one.error ** 2 for one in found) / len(found) ** 2
-    between = statistics.variance([one.estimate for one in found]) / len(found)
-    return Difference(statistics.mean(one.estimate for one in found), (within + between) ** 0.5)
+    return OverSeeds.of([one.estimate for one in found], sum(one.error ** 2 for one in found) / len(found) ** 2)
 
 
-def named(metric: str, difference: Difference) -> dict[str, float]:
+def named(metric: str, difference: Difference | OverSeeds) -> dict[str, float]:
     return {metric: difference.estimate, f"{metric}_upper95": difference.upper95}
 
 
-def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> Difference:
+def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> OverSeeds:
     """Mean relative FID increase over training seeds. pairs: features (N, D) of the base and of the arm on the noise of a seed.
 
     The digits that judge are one set, so every seed sees the same resamples of them and their noise stays; each seed's samples
-    are resampled by themselves and average out. What the seeds differ by is added whole, though it holds noise of the samples
-    again: too wide rather than too narrow.
+    are resampled by themselves and average out.
     """
     rng = np.random.default_rng(0)
     drawn = quality.resample_counts(len(judge.features), RESAMPLES, rng, quality.strata_of(judge.labels))
@@ -71,8 +94,7 @@ def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, str
         spreads.append((quality.bootstrap_fid(found, reference, counts)
                         - ratio * quality.bootstrap_fid(base, reference, counts)) / whole)
         estimates.append(ratio - 1)
-    between = statistics.variance(estimates) / len(estimates)
-    return Difference(statistics.mean(estimates), (float(np.var(np.mean(spreads, axis=0), ddof=1)) + between) ** 0.5)
+    return OverSeeds.of(estimates, float(np.var(np.mean(spreads, axis=0), ddof=1)))
 
 
 def features_of(lab: Lab, arm: Arm, seed: int, samples: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What all arms of the study share: data, feature net, a teacher and its own samples. Made once, kept below runs/sparsity."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,13 +78,15 @@ def open_lab(name: str, work: Path, device: str = "cpu") -> Lab:
 
 
 def made(folder: Path, make: Callable[[Path], Report]) -> Path:
-    """The folder, made if it is not there; what a kill left half made is thrown away."""
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        make(partial)
-        partial.rename(folder)
+    """The folder, made if it is not there, by one process; what a kill left half made is thrown away."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with results.locked(folder.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            make(partial)
+            partial.rename(folder)
     return folder
 
 

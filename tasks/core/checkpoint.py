@@ -17,7 +17,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, key: str, every_s: float = 30.0):
-        self.path = Path(folder) / f"{key[:16]}.pt"
+        self.path = Path(folder) / f"{key}.pt"
         self.every_s = every_s
         self._saved_at = time.monotonic()
         self._warned = False

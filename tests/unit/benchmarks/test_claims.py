@@ -7,9 +7,11 @@ import pytest
 
 from benchmarks.cache.arms import OPPONENTS, OURS, break_even, cells, finalists, trained
 from benchmarks.claims.__main__ import main, table
-from benchmarks.claims.claim import CLAIMS, GROUPS, at_least, at_most
+from benchmarks.claims.claim import CLAIMS, GROUPS, at_least, at_most, below
+from benchmarks.claims.sparsity import cpu_seconds
 from benchmarks.results import append, write
 from benchmarks.search.curves import SEEDS, STRATEGIES
+from benchmarks.sparsity.queue import Task, queue
 from benchmarks.spine.measure import COLUMNS
 
 GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", "make_run_s"): 460,
@@ -260,3 +262,21 @@ def test_who_is_not_as_good_is_said(tmp_path):
 def test_one_bad_number_fells_what_rests_on_it(tmp_path, variant, metric, value, words):
     found = bitops_claims(tmp_path, lambda v, m, good: value if (v, m) == (variant, metric) else good)
     assert [outcome.word for outcome in found.values()] == words
+
+
+def test_an_arm_without_cpu_time_counts_by_the_rates_of_those_that_have_it():
+    names = ("baselines.dense", "baselines.one_shot", "long.dense", "baselines.sr_ste")
+    tasks = [task for task in queue() if task.teacher == "mnist_dit" and task.variant in names]
+
+    def row(task: Task, metric: str, value: float) -> dict:
+        return {"teacher": task.teacher, "variant": task.variant, "seed": "0", "metric": metric, "value": str(value)}
+
+    known = {"baselines.dense": 0.5 * 600 + 0.1 * 10_000, "baselines.one_shot": 0.1 * 2000}
+    rows = [row(task, "seconds" if task.variant in known else "host_seconds", known.get(task.variant, 1.0)) for task in tasks]
+    found = dict(zip((task.variant for task in tasks), cpu_seconds(rows, tasks), strict=True))
+    assert found == pytest.approx(known | {"long.dense": 0.5 * 2000 + 0.1 * 10_000, "baselines.sr_ste": 0.5 * 600 + 0.1 * 2000})
+    assert None in cpu_seconds(rows[:-1], tasks)
+
+
+def test_what_is_as_large_as_its_bound_is_not_below_it():
+    assert [below(0, found).holds for found in ([-1.0, 0.0], [-1.0, -0.1], [float("inf")], [])] == [False, True, False, None]
