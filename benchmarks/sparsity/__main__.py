@@ -116,7 +116,7 @@ def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
     for first in judged:
         alike = [task for task in judged if (task.teacher, task.variant) == (first.teacher, first.variant)]
         several = [task for task in alike if task.seed in seeds_of(first)]
-        if first is alike[0] and len(several) == len(seeds_of(first)):
+        if several and first is alike[0] and len(several) == len(seeds_of(first)):
             found += pooled(several, judged, opened(first.teacher, labs))
     results.replace(RESULTS, lambda row: row["metric"].startswith(("loss_to_", "straying_over_")), found)
 

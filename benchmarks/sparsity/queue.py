@@ -74,8 +74,10 @@ def everything() -> Iterator[Task]:
 
 
 def seeds_of(task: Task) -> tuple[int, ...]:
-    """Whose results are taken together."""
-    return FRESH if task.arm.name == LAYERS.name else SEEDS
+    """Whose results are taken together; none where there is one."""
+    if task.part == "long":
+        return SEEDS
+    return FRESH if task.arm.name == LAYERS.name else ()
 
 
 def tasks(part: str, arms: Iterable[Arm], samples: int, seeds: Iterable[int] = SEEDS[:1],

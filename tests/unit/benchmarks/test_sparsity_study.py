@@ -60,6 +60,19 @@ def test_processes_share_the_work_arm_by_arm(tmp_path, monkeypatch):
         assert once_more
 
 
+def test_what_another_process_has_in_work_is_left_to_it(tmp_path, monkeypatch, capsys):
+    tasks, finished = list(itertools.islice(queues.queue(), 3)), []
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    monkeypatch.setattr(study, "done", lambda task: task in finished)
+    monkeypatch.setattr(study, "opened", lambda *args: None)
+    monkeypatch.setattr(study, "finish", lambda task, lab: finished.append(task))
+    with study.own_work(tasks[1]):
+        study.run(tasks, {}, "cpu")
+    assert finished == [tasks[0], tasks[2]] and "1 of 3 arms are in work elsewhere" in capsys.readouterr().out
+    study.run(tasks, {}, "cpu")
+    assert finished[2:] == [tasks[1]]
+
+
 def test_an_arm_whose_settings_change_has_files_of_its_own():
     assert key(OURS, 0) == key(replace(OURS), 0) != key(replace(OURS, settings={"lr": 0.5}), 0)
     assert key(OURS, 0) != key(OURS, 1)
