@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import results
+from benchmarks.sparsity.storage import kept_share
 from tasks.core import denoiser as denoisers
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
@@ -43,8 +44,7 @@ def model_of(name: str) -> Denoiser:
 
 def macs_share(denoiser: Denoiser, grain: str, masks: dict[str, Tensor]) -> float:
     """Of the dense model, attention products and dense layers counted."""
-    kept, layers = kept_shares(denoiser.model, grain, masks), layer_costs(denoiser)
-    return sum(cost.macs * kept.get(cost.name, 1.0) for cost in layers) / sum(cost.macs for cost in layers)
+    return kept_share(layer_costs(denoiser), kept_shares(denoiser.model, grain, masks), "macs")
 
 
 def masks_of(denoiser: Denoiser) -> dict[str, dict[str, Tensor]]:

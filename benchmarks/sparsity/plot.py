@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.sparsity.arms import BASELINES, LAYERS, MAO, PARTS_OF_OURS, PATTERNS
+from benchmarks.sparsity.arms import BASELINES, LAYERS, MAO, PARTS_OF_OURS, PATTERNS, Arm
 from benchmarks.sparsity.queue import TEACHERS
 from tasks.core.sparsity import GRAINS
 
@@ -31,7 +31,7 @@ def values_of(rows: Iterable[Mapping], teacher: str, part: str) -> Values:
     return found
 
 
-def grain_of(arm) -> str:
+def grain_of(arm: Arm) -> str:
     return "N:M" if arm.grain in PATTERNS.values() else arm.grain
 
 
@@ -74,7 +74,7 @@ def draw(rows: Sequence[Mapping], path: Path) -> None:
     if "fidelity" not in mao.get("dense", {}) or not all(baselines.values()):
         raise ValueError("results.csv: lacks the grains or the baselines; run python -m benchmarks.sparsity first")
     figure = Figure(figsize=(19, 5.5), dpi=80, layout="constrained")
-    panels = [panel for panel in PANELS if panel[0] in mao["dense"] or panel[0] in mao["fine_50"]]
+    panels = [panel for panel in PANELS if any(panel[0] in found for found in mao.values())]
     *frontiers, right = figure.subplots(1, len(panels) + 1, width_ratios=[1] * len(panels) + [1.1])
     for axis, (across, label) in zip(frontiers, panels, strict=True):
         frontier(axis, mao, across, label)

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.choice import pattern_plan, unit_plan
 from benchmarks.sparsity.lab import CALIBRATION_NOISE, Lab, device_of, kept_features, live, moved, sample_features, uniform
-from benchmarks.sparsity.storage import reference_share, storage_share
+from benchmarks.sparsity.storage import kept_share, reference_share, storage_share
 from tasks.core import quality
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
@@ -131,8 +131,7 @@ def costs(lab: Lab, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
     """Shares of the dense model's MACs, attention products and dense layers counted, of its layers' weights, and of their bits
     with index; references of the masked layers to partial sums."""
     kept, layers = kept_shares(lab.teacher.model, arm.grain, masks) if masks else {}, layer_costs(lab.teacher)
-    found = {share: sum(getattr(c, counted) * kept.get(c.name, 1.0) for c in layers) / sum(getattr(c, counted) for c in layers)
-             for share, counted in (("macs_share", "macs"), ("weights_share", "weights"))}
+    found = {f"{counted}_share": kept_share(layers, kept, counted) for counted in ("macs", "weights")}
     if masks:
         found |= {"storage_share": storage_share(layers, masks, arm.grain, kept),
                   "reference_share": reference_share(layers, masks, arm.grain)}
