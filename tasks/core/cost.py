@@ -5,6 +5,7 @@ embedding lookups are not counted. BitOPs = sum of MACs x weight bits x activati
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tasks.core.denoiser import Denoiser
-from tasks.core.recipe import Recipe, bits
+from tasks.core.recipe import TOKENS, Recipe, bits
 from tasks.runtime.cache import TRUNK
 
 TRUNK_BLOCKS = ("transformer_blocks.", "down_blocks.", "mid_block.", "up_blocks.")
@@ -115,16 +116,12 @@ def bitops(costs: Sequence[LayerCost], recipe: Recipe) -> int:
 
 def bitops_counter(costs: Sequence[LayerCost]) -> Callable[[Recipe], int]:
     """`bitops` of one network. A search asks for it a dozen times a candidate: what no recipe changes is looked up once."""
-    layers = [(c.name, c.macs, functools.partial(bitops_per_mac, kind=c.kind)) for c in costs]
-
-    @functools.lru_cache(maxsize=4096)
-    def evaluated_once(names: tuple[str, ...], tokens: tuple[str, ...]) -> list[int]:
-        token = dict(zip(names, tokens, strict=True)).get
-        return [macs * per_mac(token(name, "fp32")) for name, macs, per_mac in layers]
+    names = [c.name for c in costs]
+    of_token = [{token: c.macs * bitops_per_mac(token, c.kind) for token in TOKENS} for c in costs]
 
     def count(recipe: Recipe) -> int:
-        kept, precision = densities_of(recipe), recipe.precision
-        once = evaluated_once(tuple(precision), tuple(precision.values()))
+        kept, tokens = densities_of(recipe), map(recipe.precision.get, names, itertools.repeat("fp32"))
+        once = map(dict.__getitem__, of_token, tokens)
         if kept or recipe.cache:
             return round(sum(n * evaluations(c, recipe) * kept.get(c.name, 1.0) for n, c in zip(once, costs, strict=True)))
         return recipe.nfe * sum(once)

@@ -63,6 +63,7 @@ class Workers:
         self.settle = settle or (lambda index, result: result)
         self.most = lookahead // (2 * self.limit)  # of a bundle: while one is computed, the next can be asked
         self.item_s = float("inf")                 # that an item takes
+        self.ending = False                        # there are no more items to take
         self.attempts.clear()
         self.alone.clear()
 
@@ -80,7 +81,8 @@ class Workers:
 
     def bundle(self, queue: deque) -> list[tuple[int, Any]]:
         """What one idle worker is given: one item, or several that are short, as long as no other worker goes without."""
-        size = max(1, min(self.most, len(queue) // len(self.idle), round(BUNDLE_S / self.item_s)))
+        sharers = self.limit if self.ending else len(self.idle)  # in the end less and less, so that all end together
+        size = max(1, min(self.most, len(queue) // sharers, round(BUNDLE_S / self.item_s)))
         items = [queue.popleft()]
         while len(items) < size and not self.alone & {items[0][0], queue[0][0]}:
             items.append(queue.popleft())
@@ -208,16 +210,24 @@ def map_on(workers: Workers, items: Iterable, label: str, timeout_s: float | Non
     source, queue, done = enumerate(items), deque(), {}
     workers.begin(label, timeout_s, settle, lookahead)
 
-    def take(n: int) -> None:
-        for index, item in itertools.islice(source, n):
+    def take() -> None:
+        """One item; and whoever has ended meanwhile is given more: to make an item can take as long as many calls."""
+        for index, item in itertools.islice(source, 1):
             if isinstance(item, Known):
                 done[index] = item.value
             else:
                 queue.append((index, item))
+            break
+        else:
+            workers.ending = True
+        if not workers.ended.empty():
+            workers.collect(queue, done)
+        workers.feed(queue)
 
     try:
-        take(lookahead)
-        if len(queue) == lookahead < workers.limit:
+        for _ in range(lookahead):
+            take()
+        if lookahead < workers.limit and not workers.ending:
             print(f"{label}: {lookahead} items are asked ahead, so that no more of the {workers.limit} workers are busy",
                   flush=True)
         for index in itertools.count():
@@ -228,6 +238,6 @@ def map_on(workers: Workers, items: Iterable, label: str, timeout_s: float | Non
                 workers.collect(queue, done)
             workers.feed(queue)
             yield done.pop(index)
-            take(1)
+            take()
     finally:
         workers.end()

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import operator
 import re
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from tasks.runtime.cache import check_forecast
 from tasks.runtime.solver import SOLVERS
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
+TOKENS = ("fp32", "bf16", *(f"w{w}a{a}" for w in range(3, 9) for a in range(3, 9)))  # what it matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Recipe:
         if self.solver not in SOLVERS:
             raise ValueError(f"recipe: solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
         steps = self.timesteps
-        if not steps or min(steps) < 0 or any(a <= b for a, b in zip(steps, steps[1:], strict=False)):
+        if not steps or min(steps) < 0 or not all(map(operator.gt, steps, steps[1:])):
             raise ValueError(f"recipe: timesteps {list(steps)} are not strictly decreasing from T - 1 to 0")
         if self.cache is not None and len(self.cache.compute) != len(steps):
             raise ValueError(f"recipe: the cache plan has {len(self.cache.compute)} steps, the timestep list {len(steps)}")

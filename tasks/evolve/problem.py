@@ -168,8 +168,9 @@ def precision_of(genes: tuple[str, ...], layers: tuple[str, ...]) -> Mapping[str
     """A layer's token is made of its genes: "w8a8", or "w4" and "a6". One and the same for all recipes that have it: a search
     asks a dozen times for every candidate."""
     each = len(genes) // max(1, len(layers))
-    tokens = map("".join, zip(*[iter(genes)] * each, strict=True))
-    return {layer: token for layer, token in zip(layers, tokens, strict=True) if token != "fp32"}
+    tokens = list(map("".join, zip(*[iter(genes)] * each, strict=True)))
+    found = dict(zip(layers, tokens, strict=True))
+    return {layer: token for layer, token in found.items() if token != "fp32"} if "fp32" in tokens else found
 
 
 def check_feasible(goal: Goal, space: Space) -> None:

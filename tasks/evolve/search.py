@@ -7,6 +7,7 @@ generations, so none waits for its slowest candidate: each is made from the resu
 `random` is the same without parents. `tmpq_dm` is TMPQ-DM's evolution as published, in generations that wait.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 from pymoo.indicators.hv import HV
-from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+from threadpoolctl import threadpool_limits
 
 from tasks.core.memory import rare_collections
 from tasks.core.params import check_choice, check_range
@@ -36,8 +37,8 @@ class SearchSpace(Protocol):
     def mutate(self, parent, probability: float, rng: np.random.Generator): ...
     def crossover(self, a, b, rng: np.random.Generator): ...
 
-    def features(self, candidate) -> np.ndarray:
-        """(d,) numbers that the logarithm of the loss is about linear in; asked for only where offspring > 1."""
+    def features(self, candidates: Sequence) -> np.ndarray:
+        """(n, d) numbers that the logarithm of the loss is about linear in; asked for only where offspring > 1."""
 
     def unbounded(self) -> "SearchSpace":
         """The same without a bound: nothing is repaired. Asked for by tmpq_dm only."""
@@ -86,7 +87,7 @@ def search(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, bud
     seeds = list({space.key(seed): seed for seed in seeds}.values())
     if strategy.kind == "random":
         strategy = replace(strategy, random=1.0, crossover=0.0, offspring=1)
-    with rare_collections():
+    with rare_collections(), threadpool_limits(1, "blas"):  # small products: a second thread only spins, and rounds otherwise
         if strategy.kind == "tmpq_dm":
             return tmpq_dm(space, evaluate, rng, budget, seeds)
         return steady_state(space, evaluate, rng, budget, strategy, seeds)
@@ -150,24 +151,17 @@ class Guide:
     def __init__(self, space: SearchSpace):
         self.space, self.surrogate = space, Surrogate()
         # Of those asked and not told, in order; hundreds, where there are many workers.
-        self.costs: deque[float] = deque()
         self.features: deque[np.ndarray] = deque()
-        self.guesses: deque[float] = deque()   # losses of the first of these, while the model stays as it is
-        self.unguessed: list[np.ndarray] = []  # features of the others
+        self.points = np.empty((0, 2))  # cost and guessed loss; guesses of the first of these stay while the model does
+        self.guessed = 0                # how many these are
 
     def ask(self, candidate) -> None:
-        features = self.space.features(candidate)
-        self.costs.append(self.space.cost(candidate))
-        self.features.append(features)
-        self.unguessed.append(features)
+        self.features.append(self.space.features([candidate])[0])
+        self.points = np.append(self.points, [(self.space.cost(candidate), np.nan)], 0)
 
     def tell(self, loss: float | None) -> None:
-        self.costs.popleft()
         features = self.features.popleft()
-        if self.guesses:
-            self.guesses.popleft()
-        else:
-            self.unguessed.pop(0)
+        self.points, self.guessed = self.points[1:], max(0, self.guessed - 1)
         if loss is not None:
             self.surrogate.tell(features, loss)
 
@@ -177,22 +171,20 @@ class Guide:
         if not survivors or not self.surrogate.fit():
             return candidates
         if self.surrogate.fitted != fitted:
-            self.guesses.clear()
-            self.unguessed = list(self.features)
-        points = np.array([(self.space.cost(c), loss) for c, loss in zip(candidates, self.losses(candidates), strict=True)])
+            self.guessed = 0
+        losses = self.surrogate.losses(self.space.features(candidates))
+        points = np.stack([[self.space.cost(c) for c in candidates], losses], 1)
         known = np.array([(e.cost, e.loss) for e in survivors])
         gains = hypervolume_gains(points, np.concatenate([known, self.expected()]), known.max(0))
         return [candidates[i] for i in np.argsort(-gains, kind="stable")]
 
     def expected(self) -> np.ndarray:
         """(n, 2) cost and guessed loss of what is being evaluated."""
-        if self.unguessed:
-            self.guesses.extend(self.surrogate.losses(np.stack(self.unguessed)))
-            self.unguessed = []
-        return np.stack([np.fromiter(column, float, len(column)) for column in (self.costs, self.guesses)], 1)
-
-    def losses(self, candidates: list) -> np.ndarray:
-        return self.surrogate.losses(np.stack([self.space.features(c) for c in candidates]))
+        if self.guessed < len(self.points):
+            unguessed = [*itertools.islice(self.features, self.guessed, None)]
+            self.points[self.guessed:, 1] = self.surrogate.losses(np.stack(unguessed))
+            self.guessed = len(self.points)
+        return self.points
 
 
 def tmpq_dm(space: SearchSpace, evaluate: Evaluate, rng: np.random.Generator, budget: int, seeds: Sequence) -> list[Evaluation]:
@@ -237,11 +229,28 @@ def survive(evaluated: Sequence[Evaluation], population: int) -> list[Evaluation
     if not succeeded:
         return []
     objectives = np.array([[e.cost, e.loss] for e in succeeded], float)
-    kept: list[int] = []
-    for front in NonDominatedSorting().do(objectives, n_stop_if_ranked=population):
-        crowding = calc_crowding_distance(objectives[front])
-        kept.extend(front[np.argsort(-crowding, kind="stable")].tolist())
-    return [succeeded[i] for i in kept[:population]]
+    ranks = NonDominatedSorting().do(objectives, return_rank=True)[1]
+    order = np.lexsort((-crowding(objectives, ranks), ranks))
+    return [succeeded[i] for i in order[:population]]
+
+
+def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """(n,) NSGA-II's crowding distance of (n, d) objectives within the front of each (Deb et al. 2002, III B); infinite at the
+    ends. pymoo's is of one front at a time, which takes a search most of the time of being told a result."""
+    distance = np.zeros(len(ranks))
+    for values in objectives.T:
+        order = np.lexsort((values, ranks))
+        front, values = ranks[order], values[order]
+        begins = np.flatnonzero(np.diff(front, prepend=-1))
+        sizes = np.diff(begins, append=len(front))
+        width = np.repeat(values[begins + sizes - 1] - values[begins], sizes)
+        alike = width == 0  # in this objective, which does not tell them apart
+        width[alike] = 1.0
+        before = np.diff(values, prepend=0.0)
+        before[begins] = np.inf
+        after = np.append(before[1:], np.inf)
+        distance[order] += np.where(alike, 0.0, before / width + after / width)
+    return distance / objectives.shape[1]
 
 
 def pareto_front(told: Sequence[Evaluation]) -> list[Evaluation]:

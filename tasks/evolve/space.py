@@ -6,7 +6,8 @@ searched too. Its candidates beyond the bound are thrown away, ours are repaired
 """
 
 import functools
-from collections.abc import Callable, Hashable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,27 +66,30 @@ class Space:
     def unbounded(self) -> "Space":
         return replace(self, bound=float("inf"))
 
-    def features(self, candidate: Candidate) -> np.ndarray:
-        """(d,) what the logarithm of a loss is about linear in, for `Surrogate`.
+    def features(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        """(n, d) what the logarithm of a loss is about linear in, for `Surrogate`.
 
         A choice counts half of the next cheaper one, as the rounding error of a bit more. Genes with one menu also count
         together, so that before a gene is known it is taken for one like the others.
         """
-        damages, alike = self._damages
-        damage = [of_choice[gene] for of_choice, gene in zip(damages, candidate.genes, strict=True)]
-        kind = [candidate.cache * (candidate.reuse == reuse) for reuse in self.reuse]
+        damages, together = self._damages
+        damage = np.array([list(map(dict.__getitem__, damages, c.genes)) for c in candidates]).reshape(len(candidates), -1)
+        course = np.array([course_of(c.timesteps) for c in candidates]) / self.horizon
+        rest = np.array([self.other_features(c) for c in candidates], float)
+        return np.concatenate([damage, damage @ together, course, course**2, rest], 1)
+
+    def other_features(self, candidate: Candidate) -> list[float]:
         steps, solver = len(candidate.timesteps), [candidate.solver == s for s in self.solvers]
-        places = np.arange(COURSE) * (steps / COURSE)
-        course = np.interp(places, np.arange(steps + 1), [*candidate.timesteps, 0]) / self.horizon
-        return np.array([*damage, *np.bincount(alike, damage), *course, *course**2, *solver, *(s / steps for s in solver),
-                         *kind, np.log(steps), candidate.weights == self.weights[0]], float)
+        kind = [candidate.cache * (candidate.reuse == reuse) for reuse in self.reuse]
+        return [*solver, *(s / steps for s in solver), *kind, math.log(steps), candidate.weights == self.weights[0]]
 
     @functools.cached_property
-    def _damages(self) -> tuple[list[dict[str, float]], list[int]]:
-        """For every gene what each of its choices counts, and the place of its menu among the distinct ones."""
+    def _damages(self) -> tuple[list[dict[str, float]], np.ndarray]:
+        """For every gene what each of its choices counts; (genes, distinct menus) 1 where a gene has the menu."""
         distinct = list(dict.fromkeys(self.menus))
+        together = np.array([[menu == other for other in distinct] for menu in self.menus], float)
         return ([{choice: 2.0**-rank for rank, choice in enumerate(menu)} for menu in self.menus],
-                [distinct.index(menu) for menu in self.menus])
+                together.reshape(len(self.menus), len(distinct)))
 
     def cheapest(self) -> Candidate:
         """The fewest steps, the cheapest choice of every gene, the largest cache budget."""
@@ -155,6 +159,12 @@ class Space:
             yield replace(candidate, cache=self.cache[self.cache.index(candidate.cache) + 1])
         if candidate.weights != self.weights[0]:
             yield replace(candidate, weights=self.weights[0])
+
+
+def course_of(timesteps: tuple[int, ...]) -> np.ndarray:
+    """(COURSE,) timesteps at evenly spaced places along the trajectory."""
+    steps = len(timesteps)
+    return np.interp(np.arange(COURSE) * (steps / COURSE), np.arange(steps + 1), [*timesteps, 0])
 
 
 def choose(menu: tuple, rng: np.random.Generator):

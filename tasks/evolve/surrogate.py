@@ -64,7 +64,9 @@ def hypervolume_gains(points: np.ndarray, known: np.ndarray, corner: np.ndarray)
     Known points are a staircase: between the costs of two of its steps the loss to beat is that of the cheaper one.
     """
     steps = known[np.lexsort((known[:, 1], known[:, 0]))]
-    edges = np.concatenate([[-np.inf], steps[:, 0], [np.inf]]).clip(max=corner[0])
-    to_beat = np.minimum.accumulate(np.concatenate([[corner[1]], steps[:, 1]]))
+    lowest = np.minimum.accumulate(np.concatenate([[corner[1]], steps[:, 1]]))
+    down = np.flatnonzero(steps[:, 1] < lowest[:-1])  # of hundreds a few
+    edges = np.concatenate([[-np.inf], steps[down, 0], [np.inf]]).clip(max=corner[0])
+    to_beat = np.concatenate([[corner[1]], steps[down, 1]])
     widths = (edges[1:] - np.maximum(edges[:-1], points[:, :1])).clip(min=0)
     return (widths * (to_beat - points[:, 1:]).clip(min=0)).sum(1)

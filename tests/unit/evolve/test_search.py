@@ -7,8 +7,10 @@ from itertools import islice
 import numpy as np
 import pytest
 from pymoo.indicators.hv import HV
+from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search, survive
+from tasks.evolve.search import Evaluation, Strategy, crowding, hypervolume, pareto_front, search, survive
 
 STRATEGY = Strategy(population=20, top=8, random=0.2, crossover=0.2, mutation=0.15)
 TARGET = (3, 1, 4, 1, 5, 2, 6, 5, 3, 5)
@@ -36,8 +38,8 @@ class Digits:
     def crossover(self, a, b, rng):
         return tuple(x if rng.random() < 0.5 else y for x, y in zip(a, b, strict=True))
 
-    def features(self, c):
-        return np.eye(self.digits)[list(c)].ravel()
+    def features(self, candidates):
+        return np.stack([np.eye(self.digits)[list(c)].ravel() for c in candidates])
 
     def unbounded(self):
         return replace(self, bound=float("inf"))
@@ -121,6 +123,16 @@ def test_survivors_are_the_first_fronts():
     assert [e.candidate for e in survive(told, 4)][-1] == 3
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_crowding_is_pymoos_front_by_front(seed):
+    """Of distinct objectives, and of whole numbers, where many are alike."""
+    rng = np.random.default_rng(seed)
+    for objectives in (rng.random((40, 2)), rng.integers(0, 5, (40, 2)).astype(float)):
+        fronts, ranks = NonDominatedSorting().do(objectives, return_rank=True)
+        found = crowding(objectives, ranks)
+        assert all(np.array_equal(found[front], calc_crowding_distance(objectives[front])) for front in fronts)
+
+
 def test_front_by_hand():
     told = [Evaluation(k, *point) for k, point in enumerate([(3, 3), (1, 5), (2, 5), (5, 1), (4, None)])]
     assert [e.candidate for e in pareto_front(told)] == [1, 0, 3]
@@ -150,8 +162,8 @@ class Damage(Digits):
     def mutate(self, parent, probability, rng):
         return tuple(int(rng.integers(3, 9)) if rng.random() < probability else x for x in parent)
 
-    def features(self, c):
-        return 2.0 ** -np.array(c)
+    def features(self, candidates):
+        return 2.0 ** -np.array(candidates)
 
 
 def damage(candidates):
