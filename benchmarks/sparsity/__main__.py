@@ -21,7 +21,7 @@ from benchmarks.sparsity import compare, study
 from benchmarks.sparsity.arms import HALF, LAYERS, PARTS_OF_OURS, STEPS, key
 from benchmarks.sparsity.lab import Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
-from benchmarks.sparsity.queue import SAMPLES, TEACHERS, Task, everything, queue, seeds_of
+from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue, seeds_of
 from tasks.core.machine import describe
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
@@ -110,41 +110,53 @@ def rows(task: Task, numbers: dict[str, float], where: str = "") -> list[dict]:
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Every arm against the teacher as it came and against its bases, over several seeds where it has them. Minutes."""
-    judged = [task for task in tasks if task.part != "mao"]
-    found = [row for task in judged for row in rows(task, compared(task, judged, opened(task.teacher, labs)))]
-    for first in judged:
-        alike = [task for task in judged if (task.teacher, task.variant) == (first.teacher, first.variant)]
-        several = [task for task in alike if task.seed in seeds_of(first)]
-        if several and first is alike[0] and len(several) == len(seeds_of(first)):
-            found += pooled(several, judged, opened(first.teacher, labs))
-    results.replace(RESULTS, lambda row: row["metric"].startswith(("loss_to_", "straying_over_")), found)
+    """Every arm against the teacher as it came and against its bases, then its training seeds together. Minutes.
+
+    Of arms whose samples are not here, as on a machine that trained none, the rows stay as they are.
+    """
+    here = [task for task in tasks if task.part != "mao" and features_of(task).exists()]
+    renew([row for task in here for row in rows(task, compared(task, here, opened(task.teacher, labs)))])
+    renew(pooled(results.read(RESULTS)))
+
+
+def renew(found: list[dict]) -> None:
+    """In the place of rows of the same name."""
+    def name(row: dict) -> tuple:
+        return row["teacher"], row["variant"], str(row["seed"]), row["metric"]
+
+    names = set(map(name, found))
+    results.replace(RESULTS, lambda row: name(row) in names, found)
 
 
 def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
-    own, dense = features_of(task, lab), teacher_of(task, lab)
+    own = np.load(features_of(task))
+    dense = study.teacher_features(lab, STEPS, task.samples, task.seed)
     numbers = compare.against(dense, "teacher", lab, own)
     for base in bases(task, judged):
-        other = features_of(base, lab)
+        other = np.load(features_of(base))
         numbers |= compare.against(other, base.arm.name, lab, own)
-        numbers |= compare.named(f"straying_over_{base.arm.name}", compare.straying(other[:len(own)], dense[:len(own)], own))
+        numbers |= compare.named(f"straying_over_{base.arm.name}", compare.straying(other[:len(own)], dense, own))
     return numbers
 
 
-def pooled(alike: list[Task], judged: list[Task], lab: Lab) -> list[dict]:
-    """Its comparisons, from several training seeds at once."""
-    own, dense = [features_of(task, lab) for task in alike], [teacher_of(task, lab) for task in alike]
-    theirs = [{base.arm.name: base for base in bases(task, judged)} for task in alike]
-    common = [name for name in theirs[0] if all(name in found for found in theirs)]
-    beside = {"teacher": dense} | {name: [features_of(found[name], lab) for found in theirs] for name in common}
-    numbers = {}
-    for name, others in beside.items():
-        loss = compare.over_seeds(list(zip(others, own, strict=True)), lab.judge, lab.strata(SAMPLES))
-        numbers |= compare.named(f"loss_to_{name}", loss)
-        if name != "teacher":
-            numbers |= compare.named(f"straying_over_{name}", compare.straying_over_seeds(zip(others, dense, own, strict=True)))
-    protocol = f"{alike[0].protocol.rpartition(';')[0]}; over seeds {', '.join(str(task.seed) for task in alike)}"
-    return [row | {"seed": "all", "protocol": protocol} for row in rows(alike[0], numbers)]
+def pooled(found: list[dict]) -> list[dict]:
+    """found: rows of the study. -> rows of comparisons over several training seeds, where each of them has one."""
+    value = {(row["teacher"], row["variant"], row["seed"], row["metric"]): float(row["value"]) for row in found}
+    tasks = {(task.teacher, task.variant): task for task in everything() if seeds_of(task)}
+    made = []
+    for (teacher, variant), task in tasks.items():
+        seeds = [str(seed) for seed in seeds_of(task)]
+        for metric in sorted({name[3] for name in value if name[:2] == (teacher, variant) and is_comparison(name[3])}):
+            of_seeds = [[value.get((teacher, variant, seed, one)) for seed in seeds] for one in (metric, f"{metric}_upper95")]
+            if all(one is not None for several in of_seeds for one in several):
+                several = compare.over_seeds(*of_seeds, shared=metric.startswith("loss_to_"))
+                protocol = f"{task.protocol.rpartition(';')[0]}; over seeds {', '.join(seeds)}"
+                made += [row | {"seed": "all", "protocol": protocol} for row in rows(task, compare.named(metric, several))]
+    return made
+
+
+def is_comparison(metric: str) -> bool:
+    return metric.startswith(("loss_to_", "straying_over_")) and not metric.endswith("_upper95")
 
 
 def bases(task: Task, judged: list[Task]) -> list[Task]:
@@ -158,12 +170,9 @@ def bases(task: Task, judged: list[Task]) -> list[Task]:
             and is_base(base)]
 
 
-def teacher_of(task: Task, lab: Lab) -> np.ndarray:
-    return study.teacher_features(lab, STEPS, SAMPLES, task.seed)
-
-
-def features_of(task: Task, lab: Lab) -> np.ndarray:
-    return compare.features_of(lab, task.arm, task.seed, task.samples)
+def features_of(task: Task) -> Path:
+    """Of its samples."""
+    return WORK / task.teacher / "features" / f"{key(task.arm, task.seed)}-{task.samples}.npy"
 
 
 def main(arguments: list[str] | None = None) -> None:

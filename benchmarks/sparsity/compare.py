@@ -1,22 +1,21 @@
 """What arms are to each other: paired differences of quality, ratios of fidelity, measured speed against removed work."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.stats import t as student_t
 
-from benchmarks.sparsity.arms import Arm, key
+from benchmarks.sparsity.arms import Arm
 from benchmarks.sparsity.lab import Lab
 from benchmarks.sparsity.queue import SAMPLES
 from benchmarks.sparsity.study import masks_of, network_of
 from tasks.benchmark.measure import Case, interleaved
-from tasks.core import quality
-from tasks.core.quality import Difference, fid_name
+from tasks.core.quality import NORMAL_95, Difference, fid_name
 from tasks.core.recipe import Recipe
-from tasks.fid.measure import Judge, losses
+from tasks.fid.measure import losses
 from tasks.runtime.graph import live_graph
 
 MARGIN = 0.05       # relative FID increase that still counts as equal
@@ -67,38 +66,16 @@ class OverSeeds:
         return self.estimate + float(student_t.ppf(0.95, freedom)) * variance ** 0.5
 
 
-def straying_over_seeds(triples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> OverSeeds:
-    """Of each seed on noise of its own."""
-    found = [straying(*triple) for triple in triples]
-    return OverSeeds.of([one.estimate for one in found], sum(one.error ** 2 for one in found) / len(found) ** 2)
-
-
 def named(metric: str, difference: Difference | OverSeeds) -> dict[str, float]:
     return {metric: difference.estimate, f"{metric}_upper95": difference.upper95}
 
 
-def over_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge, strata: np.ndarray | None) -> OverSeeds:
-    """Mean relative FID increase over training seeds. pairs: features (N, D) of the base and of the arm on the noise of a seed.
-
-    The digits that judge are one set, so every seed sees the same resamples of them and their noise stays; each seed's samples
-    are resampled by themselves and average out.
-    """
-    rng = np.random.default_rng(0)
-    drawn = quality.resample_counts(len(judge.features), RESAMPLES, rng, quality.strata_of(judge.labels))
-    reference = quality.resampled(judge.features, drawn)
-    estimates, spreads = [], []
-    for base, found in pairs:
-        counts = quality.resample_counts(len(base), RESAMPLES, rng, quality.strata_of(strata))
-        whole = quality.fid(base, judge.reference)
-        ratio = quality.fid(found, judge.reference) / whole
-        spreads.append((quality.bootstrap_fid(found, reference, counts)
-                        - ratio * quality.bootstrap_fid(base, reference, counts)) / whole)
-        estimates.append(ratio - 1)
-    return OverSeeds.of(estimates, float(np.var(np.mean(spreads, axis=0), ddof=1)))
-
-
-def features_of(lab: Lab, arm: Arm, seed: int, samples: int) -> np.ndarray:
-    return np.load(lab.folder / "features" / f"{key(arm, seed)}-{samples}.npy")
+def over_seeds(estimates: Sequence[float], bounds: Sequence[float], shared: bool) -> OverSeeds:
+    """Mean over training seeds, by the estimates and the 95 % bounds of each. shared: what a seed's bound allows for may be the
+    same for all seeds, as the digits are that judge their FID; if not, each has samples of its own and it averages out."""
+    errors = [(bound - estimate) / NORMAL_95 for estimate, bound in zip(estimates, bounds, strict=True)]
+    within = statistics.mean(errors) ** 2 if shared else sum(error ** 2 for error in errors) / len(errors) ** 2
+    return OverSeeds.of(estimates, within)
 
 
 def speed(lab: Lab, arm: Arm, kept_macs: float, budget_s: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import nn
 
 STRATUM = 20  # samples of a class from which on a bootstrap keeps classes apart
 EQUAL = 0.05  # relative FID difference up to which two sets of samples count as equally good
+NORMAL_95 = 1.6449  # quantile of the normal distribution
 ROWS = 1024  # rows of a distance or kernel matrix held at once: 80 MB against 10,000 columns
 
 
@@ -259,7 +260,7 @@ class Difference:
     @property
     def upper95(self) -> float:
         """One-sided 95 % bound; below `margin`: not worse by `margin`."""
-        return self.estimate + 1.6449 * self.error
+        return self.estimate + NORMAL_95 * self.error
 
     def p_worse_by(self, margin: float) -> float:
         """p-value of "worse by `margin` or more"; small: shown to be less than that (non-inferiority)."""

@@ -83,23 +83,39 @@ def test_no_two_arms_in_training_share_a_checkpoint(tmp_path):
     assert len({Checkpoint(tmp_path, key(task.arm, task.seed)).path for task in mine}) == len(mine)
 
 
-def test_over_seeds_is_their_mean_and_nothing_where_nothing_changed():
-    rng = np.random.default_rng(0)
-    judge = judge_of(rng.standard_normal((300, 2)))
-    pairs = [(base, base * 1.2) for base in rng.standard_normal((3, 1000, 2))]
-    alone = [compare.over_seeds([pair] * 2, judge, None).estimate for pair in pairs]
-    assert compare.over_seeds(pairs, judge, None).estimate == pytest.approx(np.mean(alone))
-    still = compare.over_seeds([(base, base.copy()) for base, _ in pairs], judge, None)
-    assert (still.estimate, still.upper95) == (0, 0)
-
-
 def test_what_training_seeds_differ_by_widens_the_bound():
-    rng = np.random.default_rng(0)
-    judge = judge_of(rng.standard_normal((300, 2)))
-    base = rng.standard_normal((1000, 2))
-    alike, apart = (compare.over_seeds([(base, base * factor) for factor in factors], judge, None)
-                    for factors in ((1.2, 1.2, 1.2), (1.1, 1.2, 1.3)))
-    assert apart.upper95 - apart.estimate > alike.upper95 - alike.estimate > 0
+    alike, apart = (compare.over_seeds(losses, [loss + 0.05 for loss in losses], shared=True)
+                    for losses in ((0.2, 0.2, 0.2), (0.1, 0.2, 0.3)))
+    assert alike.estimate == pytest.approx(0.2) == apart.estimate
+    assert alike.upper95 == pytest.approx(0.25) and apart.upper95 > 0.3
+
+
+def test_noise_of_their_own_averages_out_and_shared_noise_does_not():
+    losses, bounds = (0.1, 0.12, 0.11), (0.2, 0.22, 0.21)
+    own, shared = (compare.over_seeds(losses, bounds, shared=shared) for shared in (False, True))
+    assert own.within == pytest.approx(shared.within / 3) and own.between == shared.between
+    assert own.upper95 < shared.upper95
+
+
+def test_seeds_are_pooled_by_their_rows_where_all_of_them_are_there():
+    def rows_of(metric, seeds, value):
+        return [{"teacher": "mnist_dit", "variant": "long.ours", "seed": str(seed), "metric": name, "value": str(value + more),
+                 "protocol": ""} for seed in seeds for name, more in ((metric, 0.0), (f"{metric}_upper95", 0.03))]
+
+    found = study.pooled([*rows_of("loss_to_dense", (0, 1, 2), 0.1), *rows_of("straying_over_dense", (0, 1), 0.2)])
+    assert {row["metric"]: float(row["value"]) for row in found} == pytest.approx(
+        {"loss_to_dense": 0.1, "loss_to_dense_upper95": 0.13})
+    assert {row["seed"] for row in found} == {"all"} and found[0]["protocol"].endswith("over seeds 0, 1, 2")
+
+
+def test_rows_of_arms_whose_samples_are_elsewhere_stay(tmp_path, monkeypatch):
+    task = next(task for task in queues.everything() if task.variant == "long.ours")
+    row = study.rows(task, {"loss_to_dense": 0.5})[0]
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results.csv")
+    study.results.write(study.RESULTS, [row])
+    study.compare_all([task], {})
+    assert [(kept["metric"], kept["value"]) for kept in study.results.read(study.RESULTS)] == [("loss_to_dense", "0.5")]
 
 
 def test_an_arm_is_done_under_its_own_settings_alone(monkeypatch):
@@ -131,15 +147,6 @@ def test_straying_is_the_change_of_the_mean_distance_to_dense_and_its_bound_cove
     farther = [compare.straying(base, dense, dense + 1.1 * rng.standard_normal((4000, 8))) for _ in range(40)]
     assert np.mean([one.estimate for one in farther]) == pytest.approx(0.1, abs=0.01)
     assert sum(one.upper95 < 0.1 for one in farther) <= 7
-
-
-def test_straying_over_seeds_is_their_mean_and_is_known_better():
-    rng = np.random.default_rng(0)
-    dense, apart, farther = rng.standard_normal((3, 3, 4000, 8))
-    triples = list(zip(dense + apart, dense, dense + 1.1 * farther, strict=True))
-    one, together = (compare.straying_over_seeds(some) for some in ([triples[0]] * 2, triples))
-    assert one.estimate == pytest.approx(compare.straying(*triples[0]).estimate)
-    assert together.estimate == pytest.approx(0.1, abs=0.02) and together.upper95 < 0.15
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
