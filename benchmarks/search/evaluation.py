@@ -198,7 +198,8 @@ def supernet_rows(protocol: Protocol, names: Iterable[str], how: Rounding) -> It
         teacher = denoisers.load(TEACHERS / name)
         said = (f"norm of the output's change over its norm; {protocol.calibration_images} trajectories of "
                 f"{protocol.calibration_steps} steps for ranges and rounding, as many others for the error; {how}")
-        for arm, bits, error in supernet.errors(teacher, protocol, how):
+        found = supernet.errors(teacher, protocol, how)
+        for arm, bits, error in track(found, len(supernet.BITS) * len(supernet.ARMS), f"supernet of {name}"):
             yield row(name, f"evaluation.supernet_{arm}", 0, f"output_error_w{bits}a{bits}", error, said)
 
 

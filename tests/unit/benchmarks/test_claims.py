@@ -8,6 +8,7 @@ import pytest
 from benchmarks.cache.arms import OPPONENTS, OURS, break_even, cells, finalists, trained
 from benchmarks.claims.__main__ import main, table
 from benchmarks.claims.claim import CLAIMS, GROUPS, at_least, at_most, below
+from benchmarks.claims.search import ALONE, BESIDE
 from benchmarks.claims.sparsity import cpu_seconds
 from benchmarks.results import append, write
 from benchmarks.search.curves import SEEDS, STRATEGIES
@@ -195,6 +196,16 @@ def test_further_pairs_settle_what_the_first_leave_open(tmp_path):
 
 
 # ---- search ----
+
+@pytest.mark.parametrize("parts, measured", [([*ALONE, *BESIDE], f"{len(ALONE) + len(BESIDE) / 2:g}"), ([*ALONE, *BESIDE[1:]], "-")])
+def test_parts_of_the_search_that_take_one_thread_count_half(tmp_path, parts, measured):
+    """Of an hour each; nothing is added up where one is missing."""
+    (tmp_path / "benchmarks" / "search").mkdir(parents=True)
+    append(tmp_path / "benchmarks" / "search" / "results.csv", [
+        {"teacher": "t", "variant": part, "seed": 0, "metric": "seconds", "value": 3600, "protocol": "p"} for part in parts])
+    outcome = next(c for c in CLAIMS if c.id == "search.study_time").check(tmp_path)
+    assert outcome.measured.removesuffix(" h") == measured
+
 
 def search_study(root, reached=300, seeds=SEEDS):
     """Opponents end at 0.5 after 1000 evaluations; ours has that after `reached`, in seed 1 at once."""
