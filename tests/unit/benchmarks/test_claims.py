@@ -197,7 +197,8 @@ def test_further_pairs_settle_what_the_first_leave_open(tmp_path):
 
 # ---- search ----
 
-@pytest.mark.parametrize("parts, measured", [([*ALONE, *BESIDE], f"{len(ALONE) + len(BESIDE) / 2:g}"), ([*ALONE, *BESIDE[1:]], "-")])
+@pytest.mark.parametrize("parts, measured", [
+    ([*ALONE, *BESIDE], f"{len(ALONE) + len(BESIDE) / 2:g}"), ([*ALONE, *BESIDE[1:]], "-")])
 def test_parts_of_the_search_that_take_one_thread_count_half(tmp_path, parts, measured):
     """Of an hour each; nothing is added up where one is missing."""
     (tmp_path / "benchmarks" / "search").mkdir(parents=True)

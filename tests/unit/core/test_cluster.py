@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tasks.core.artifacts import Inputs, Report
 from tasks.core.cluster import Cluster, ClusterParams
 from tasks.core.parcel import Parcel, files_of, pack
+from tasks.core.ray_map import Workers
 from tasks.core.serial import Failed, Known
 
 SERIAL = ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_worker=0.0, max_attempts=3, max_object_mb=64,
@@ -75,6 +77,20 @@ def test_what_make_raises_is_raised():
 def test_known_results_keep_their_place_and_need_no_worker(workers):
     cluster = Cluster(replace(SERIAL, workers=workers))
     assert list(cluster.map(make_nothing, [Known(3), Known(1)], "t")) == [3, 1]
+
+
+def test_short_items_travel_together_and_the_last_ones_are_shared_out():
+    """Four workers, one of them idle, 64 items asked ahead: two calls of eight items each for every worker."""
+    workers = Workers(make_square, lambda: None, {}, 4, 2, 10.0)
+    workers.begin("t", None, None, lookahead=64)
+    workers.idle, workers.item_s = ["actor"], 0.01
+
+    def size(queued: int) -> int:
+        return len(workers.bundle(deque(enumerate(range(queued)))))
+
+    assert [size(queued) for queued in (40, 16, 3, 1)] == [8, 8, 3, 1]
+    workers.ending = True
+    assert [size(queued) for queued in (40, 16, 3, 1)] == [8, 4, 1, 1]
 
 
 @pytest.mark.parametrize("key, value", [("workers", 0), ("cpus_per_worker", 0), ("max_attempts", 0), ("address", "head")])
