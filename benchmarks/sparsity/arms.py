@@ -1,6 +1,6 @@
 """The arms of the study: which weights go, and how the rest is trained. Tables of arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from tasks.core.artifacts import digest
@@ -17,6 +17,7 @@ COMMON = {"batch": BATCH, "accumulate": 1, "lr": 3e-4, "warmup": 100, "weight_de
 
 DENSITIES = (0.75, 0.5, 0.25)
 PATTERNS = {0.25: "1:4", 0.5: "2:4", 0.75: "3:4"}
+BETWEEN = {0.125: "1:8", 0.375: "3:8", 0.625: "5:8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,16 @@ LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNIT
 
 
 # Grains x densities, each trained as long under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8.
+def pruned(density: float, grains: Iterable[str]) -> Iterator[Arm]:
+    for grain in grains:
+        yield Arm(name=f"{grain.replace(':', '_of_')}_{round(100 * density)}", grain=grain, density=density, method="fixed",
+                  steps=SHORT_STEPS, int8=True)
+
+
 MAO = (Arm(name="dense", grain=None, method="dense", steps=SHORT_STEPS, int8=True),
-       *(Arm(name=f"{grain.replace(':', '_of_')}_{round(100 * density)}", grain=grain, density=density, method="fixed",
-             steps=SHORT_STEPS, int8=True)
-         for density in DENSITIES for grain in (PATTERNS[density], *GRAINS, "unit")))
+       *(arm for density in DENSITIES for arm in pruned(density, (PATTERNS[density], *GRAINS, "unit"))))
+# What of it lay on the frontier of fidelity and stored bits, at more densities.
+FRONTIER = tuple(arm for density, pattern in sorted((PATTERNS | BETWEEN).items()) for arm in pruned(density, ("fine", pattern)))
 
 
 def key(arm: Arm, seed: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmarks.sparsity.arms import (
     BASELINES,
     COMMON,
+    FRONTIER,
     HALF,
     LAYERS,
     LONG,
@@ -63,9 +64,13 @@ def queue() -> Iterator[Task]:
 
 
 def further() -> Iterator[Task]:
-    """What goes past 2 cores and hours: more training seeds."""
+    """What goes past 2 cores and hours: more training seeds, and of Mao et al. more densities and the other teacher."""
     yield from tasks("long", LONG, SAMPLES, SEEDS[1:])
     yield from tasks("baselines", (OURS, LAYERS), SAMPLES, FRESH)
+    frontier = MAO[0], *FRONTIER
+    yield from tasks("mao", frontier, FEW, teachers=TEACHERS[1:])
+    yield from tasks("mao", [arm for arm in FRONTIER if arm not in MAO], FEW, teachers=TEACHERS[:1])
+    yield from tasks("mao", frontier, FEW, SEEDS[1:], teachers=TEACHERS[:1])
 
 
 def everything() -> Iterator[Task]:
