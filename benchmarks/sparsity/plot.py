@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.sparsity.arms import BASELINES, LAYERS, MAO, PARTS_OF_OURS, PATTERNS, Arm
+from benchmarks.sparsity.arms import BASELINES, FRONTIER, LAYERS, MAO, PARTS_OF_OURS, Arm
 from benchmarks.sparsity.queue import TEACHERS
 from tasks.core.sparsity import GRAINS
 
@@ -32,13 +32,14 @@ def values_of(rows: Iterable[Mapping], teacher: str, part: str) -> Values:
 
 
 def grain_of(arm: Arm) -> str:
-    return "N:M" if arm.grain in PATTERNS.values() else arm.grain
+    return "N:M" if ":" in arm.grain else arm.grain
 
 
 def frontier(axis: Axes, values: Values, across: str, label: str) -> None:
     """A line for each grain through its densities: filled fp32, hollow int8."""
+    pruned = sorted(({arm.name: arm for arm in (*MAO[1:], *FRONTIER)}).values(), key=lambda arm: arm.density)
     for grain in ("N:M", *GRAINS, "unit"):
-        arms = [values[arm.name] for arm in MAO if arm.grain and grain_of(arm) == grain and across in values.get(arm.name, {})]
+        arms = [values[arm.name] for arm in pruned if grain_of(arm) == grain and across in values.get(arm.name, {})]
         for metric, look in (("fidelity", {"marker": "o", "label": grain}),
                              ("fidelity_int8", {"marker": "o", "markerfacecolor": "white", "linestyle": ":"})):
             axis.plot([one[across] for one in arms], [one[metric] for one in arms], color=COLOURS[grain], markersize=5, **look)
