@@ -72,13 +72,14 @@ UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocati
 LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNITS[0]))
 
 
-# Grains x densities, each trained as long under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8.
 def pruned(density: float, grains: Iterable[str]) -> Iterator[Arm]:
+    """Under a fixed mask (Mao et al. prune and retrain), in fp32 and in int8."""
     for grain in grains:
         yield Arm(name=f"{grain.replace(':', '_of_')}_{round(100 * density)}", grain=grain, density=density, method="fixed",
                   steps=SHORT_STEPS, int8=True)
 
 
+# Grains x densities, each trained as long.
 MAO = (Arm(name="dense", grain=None, method="dense", steps=SHORT_STEPS, int8=True),
        *(arm for density in DENSITIES for arm in pruned(density, (PATTERNS[density], *GRAINS, "unit"))))
 # What of it lay on the frontier of fidelity and stored bits, at more densities.
