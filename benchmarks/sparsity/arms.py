@@ -28,7 +28,8 @@ class Arm:
     name: str
     grain: str | None = "2:4"
     density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
-    allocation: str = "uniform"      # of the density: uniform | as_uniform: chosen one by one, together saving as much; blocks'
+    allocation: str = "uniform"      # of the density: uniform | as_uniform: chosen one by one, together saving as much | exact:
+    # saving what the density says, where one density, in whole granules, saves more; blocks'
     # units save MACs, layers' N:M (of that M, or none) stored bits
     saliency: str = "magnitude"
     permute: bool = False            # hidden units are reordered first, for N:M to keep more
@@ -69,7 +70,9 @@ HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau te
 LAYERS = replace(OURS, name="ours_as_uniform", allocation="as_uniform")
 UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
                   settings=TAUGHT) for allocation in ("uniform", "as_uniform"))
+EXACT = replace(UNITS[0], name="unit_exact", allocation="exact")
 LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNITS[0]))
+LONG_EXACT = replace(EXACT, steps=LONG_STEPS)
 
 
 def pruned(density: float, grains: Iterable[str]) -> Iterator[Arm]:

@@ -15,11 +15,11 @@ from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, sample
 from tasks.core.sparsity import grain_mask, parse_pattern, stored_bits
-from tasks.mask_search.allocate import Option, allocate
+from tasks.mask_search.allocate import Cut, Option, allocate
 from tasks.mask_search.allocate import uniform as one_density
 from tasks.mask_search.choose import macs_model
 from tasks.mask_search.saliency import Statistics, input_statistics
-from tasks.mask_search.sensitivity import cut_errors, cut_masks, masked, priced, unit_cuts, unit_layers
+from tasks.mask_search.sensitivity import Errors, cut_errors, cut_masks, masked, priced, unit_cuts, unit_layers
 from tasks.runtime.masks import hidden_units
 
 UNIT_DENSITIES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -39,8 +39,7 @@ def pattern_plan(arm: Arm, lab: Lab, scores: Mapping[str, Tensor], statistics: M
     def option(name: str, n: int) -> Option:
         pattern, score = f"{n}:{m}", scores[name]
         mask = grain_mask(score, pattern)
-        with masked(lab.teacher, {f"{name}.weight": mask}, statistics):
-            error = sensed.error(lab.teacher)
+        error = sensed.error_with(lab.teacher, {f"{name}.weight": mask}, statistics)
         return Option((name,), pattern, n / m, error, WEIGHT_BITS * score.numel() - stored_bits(mask, pattern, WEIGHT_BITS))
 
     places = [(name, n) for name in scores for n in range(1, m)]
@@ -49,14 +48,16 @@ def pattern_plan(arm: Arm, lab: Lab, scores: Mapping[str, Tensor], statistics: M
 
 
 def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
-    """Units of feed-forwards and resnets that go: 1 - density of their MACs, chosen block by block or one density for all."""
+    """Units of feed-forwards and resnets that go: of 1 - density of their MACs, by the arm's allocation."""
     costs = layer_costs(lab.teacher)
     model, counted = macs_model(costs), {cost.name for cost in costs}
     blocks = {unit_layers(units, counted): units for units in hidden_units(lab.teacher.model) if not units.products}
     cuts = unit_cuts(blocks, UNIT_DENSITIES, UNIT_MULTIPLE)
     statistics = input_statistics(lab.teacher, lab.calibration, {units.consumer for units in blocks.values()})
-    errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration), statistics)
     budget = (1 - arm.density) * model.dense({layer for layers in blocks for layer in layers})
+    if arm.allocation == "exact":
+        return allocate(priced(cuts, image_errors(arm, lab, cuts, statistics), model), budget)
+    errors = cut_errors(lab.teacher, cuts, lab.calibration, predictions(lab.teacher, lab.calibration), statistics)
     plan = one_density(lambda density: priced(unit_cuts(blocks, [density], UNIT_MULTIPLE), errors, model), budget,
                        min(UNIT_DENSITIES))
     assert plan is not None, "every arm's density is above the lowest that is offered"
@@ -64,13 +65,17 @@ def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
         return plan
     options = priced(unit_cuts(blocks, UNIT_OFFERED, UNIT_MULTIPLE), errors, model)
     ways = around(options, plan, sum(option.saved for option in plan), UNIT_RADII)
-    trajectories = Trajectories.of(lab.teacher, uniform(lab, STEPS), UNIT_IMAGES, CALIBRATION_NOISE)
+    whole = Trajectories.of(lab.teacher, uniform(lab, STEPS), UNIT_IMAGES, CALIBRATION_NOISE)
+    return min(ways, key=lambda way: whole.error_with(lab.teacher, cut_masks(lab.teacher.model, way), statistics))
 
-    def strays(way: list[Option]) -> float:
-        with masked(lab.teacher, cut_masks(lab.teacher.model, way), statistics):
-            return trajectories.error(lab.teacher)
 
-    return min(ways, key=strays)
+def image_errors(arm: Arm, lab: Lab, cuts: Sequence[Cut], statistics: Mapping[str, Statistics]) -> Errors:
+    """What each cut alone changes in images, as in `pattern_plan`."""
+    sensed, errors = Trajectories.of(lab.teacher, uniform(lab, SENSED_STEPS), SENSED_IMAGES, CALIBRATION_NOISE), {}
+    for cut in track(cuts, len(cuts), f"{lab.name} {arm.name}: sensitivity"):
+        error = sensed.error_with(lab.teacher, cut_masks(lab.teacher.model, [cut]), statistics)
+        errors.setdefault((cut.layers, cut.grain), {})[cut.density] = error
+    return errors
 
 
 def around(options: Sequence[Option], plan: Sequence[Option], budget: float, radii: Sequence[float]) -> list[list[Option]]:
@@ -100,7 +105,8 @@ class Trajectories:
         noise, labels = initial_noise(denoiser.sample_shape, range(n), seed), labels_for(range(n), denoiser.num_classes)
         return cls(recipe, noise, labels, sample(live(denoiser), denoiser.schedule, recipe, noise, labels))
 
-    def error(self, denoiser: Denoiser) -> float:
-        """Mean square of what has changed in the images."""
-        found = sample(live(denoiser), denoiser.schedule, self.recipe, self.noise, self.labels)
+    def error_with(self, denoiser: Denoiser, masks: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> float:
+        """Mean square of what the plan `masked` changes in the images. The model is left as it was."""
+        with masked(denoiser, masks, statistics):
+            found = sample(live(denoiser), denoiser.schedule, self.recipe, self.noise, self.labels)
         return (found - self.images).square().mean().item()

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from benchmarks.sparsity.arms import (
     BASELINES,
     COMMON,
+    EXACT,
     FRONTIER,
     HALF,
     LAYERS,
     LONG,
+    LONG_EXACT,
     MAO,
     OURS,
     PARTS_OF_OURS,
@@ -67,6 +69,8 @@ def further() -> Iterator[Task]:
     """What goes past 2 cores and hours: more training seeds, and of Mao et al. more densities and the other teacher."""
     yield from tasks("long", LONG, SAMPLES, SEEDS[1:])
     yield from tasks("baselines", (OURS, LAYERS), SAMPLES, FRESH)
+    yield from tasks("units", (EXACT,), SAMPLES, teachers=TEACHERS[1:])  # of whose widths one density removes half
+    yield from tasks("long", (LONG_EXACT,), SAMPLES, SEEDS, teachers=TEACHERS[1:])
     frontier = MAO[0], *FRONTIER
     yield from tasks("mao", frontier, FEW, teachers=TEACHERS[1:])
     yield from tasks("mao", [arm for arm in FRONTIER if arm not in MAO], FEW, teachers=TEACHERS[:1])

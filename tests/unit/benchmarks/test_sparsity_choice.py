@@ -4,16 +4,15 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.sparsity.arms import LAYERS, OURS
-from benchmarks.sparsity.choice import Trajectories, around
+from benchmarks.sparsity.arms import EXACT, LAYERS, OURS, UNITS
+from benchmarks.sparsity.choice import Trajectories, around, unit_plan
 from benchmarks.sparsity.lab import uniform
 from benchmarks.sparsity.storage import storage_share
 from benchmarks.sparsity.study import masks_of
 from tasks.core.calibration import noised
 from tasks.core.cost import layer_costs
 from tasks.mask_search.allocate import Option
-from tasks.mask_search.sensitivity import masked
-from tests.unit.distill.toy import tiny_dit, tiny_images
+from tests.unit.distill.toy import UNET, frozen, tiny_dit, tiny_images
 
 
 def option(layers: str, grain: str, density: float, error: float, saved: float) -> Option:
@@ -44,9 +43,17 @@ def test_layers_chosen_one_by_one_store_no_more_than_one_pattern_and_err_less():
     lab = SimpleNamespace(name="tiny", teacher=teacher, calibration=seen)
     masks = {arm.allocation: masks_of(arm, lab, teacher) for arm in (OURS, LAYERS)}
     stored = {how: storage_share(layer_costs(teacher), found, "2:4", {}) for how, found in masks.items()}
-    sampled, strays = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0), {}
-    for how, found in masks.items():
-        with masked(teacher, found):
-            strays[how] = sampled.error(teacher)
+    sampled = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0)
+    strays = {how: sampled.error_with(teacher, found, {}) for how, found in masks.items()}
     assert stored["as_uniform"] <= stored["uniform"] and strays["as_uniform"] < strays["uniform"]
     assert len({mask.float().mean().item() for mask in masks["as_uniform"].values()}) > 1
+
+
+def test_units_chosen_exactly_save_what_was_asked_where_one_density_saves_more():
+    teacher, images = frozen("UNet2DModel", UNET | {"block_out_channels": [16]}), tiny_images(labelled=False)
+    seen = noised(teacher.schedule, images.pixels.numpy(), None, 12, torch.Generator().manual_seed(0))
+    lab = SimpleNamespace(name="tiny", teacher=teacher, calibration=seen)
+    plans = {arm.allocation: unit_plan(arm, lab) for arm in (UNITS[0], EXACT)}
+    assert {option.density for option in plans["uniform"]} == {0.5}  # eight of sixteen units, where 0.6 is asked
+    saved = {how: sum(option.saved for option in plan) for how, plan in plans.items()}
+    assert (1 - EXACT.density) / 0.5 <= saved["exact"] / saved["uniform"] < 1

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.sparsity import __main__ as study
 from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
-from benchmarks.sparsity.arms import BASELINES, FRONTIER, LONG, MAO, OURS, PARTS_OF_OURS, UNITS, key
+from benchmarks.sparsity.arms import BASELINES, EXACT, FRONTIER, LONG, MAO, OURS, PARTS_OF_OURS, UNITS, key
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import Gaussian
 from tasks.fid.measure import Judge
@@ -25,7 +25,7 @@ def test_every_arm_is_asked_for_once_and_the_finalists_with_three_seeds():
         assert {task.arm.name for task in mine if task.part == "baselines"} >= {arm.name for arm in BASELINES}
         for arm in LONG:
             assert [task.seed for task in mine if task.variant == f"long.{arm.name}"] == [0, 1, 2]
-    assert {task.arm.name for task in tasks if task.part == "units"} == {arm.name for arm in UNITS}
+    assert {task.arm.name for task in tasks if task.part == "units"} == {arm.name for arm in (*UNITS, EXACT)}
     assert {task.arm.name for task in tasks if task.part == "mao"} == {arm.name for arm in (*MAO, *FRONTIER)}
 
 
