@@ -23,6 +23,7 @@ from benchmarks.sparsity.lab import Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
 from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue, seeds_of
 from tasks.core.machine import describe
+from tasks.core.quality import paired_distance
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, *PARTS_OF_OURS)}  # what is compared with ours
@@ -110,11 +111,12 @@ def rows(task: Task, numbers: dict[str, float], where: str = "") -> list[dict]:
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Every arm against the teacher as it came and against its bases, then its training seeds together. Minutes.
+    """Every arm against the teacher as it came and against its bases, or in int8 against itself; then its training seeds
+    together. Minutes.
 
     Of arms whose samples are not here, as on a machine that trained none, the rows stay as they are.
     """
-    here = [task for task in tasks if task.part != "mao" and features_of(task).exists()]
+    here = [task for task in tasks if features_of(task).exists() and (not task.arm.int8 or features_of(task, "-int8").exists())]
     renew([row for task in here for row in rows(task, compared(task, here, opened(task.teacher, labs)))])
     renew(pooled(results.read(RESULTS)))
 
@@ -130,6 +132,8 @@ def renew(found: list[dict]) -> None:
 
 def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
     own = np.load(features_of(task))
+    if task.arm.int8:
+        return {"int8_distance": paired_distance(np.load(features_of(task, "-int8")), own) / study.fidelity_unit(lab)}
     dense = study.teacher_features(lab, STEPS, task.samples, task.seed)
     numbers = compare.against(dense, "teacher", lab, own)
     for base in bases(task, judged):
@@ -170,9 +174,9 @@ def bases(task: Task, judged: list[Task]) -> list[Task]:
             and is_base(base)]
 
 
-def features_of(task: Task) -> Path:
-    """Of its samples."""
-    return WORK / task.teacher / "features" / f"{key(task.arm, task.seed)}-{task.samples}.npy"
+def features_of(task: Task, of: str = "") -> Path:
+    """Of its samples. of: -int8, of those in int8."""
+    return WORK / task.teacher / "features" / f"{key(task.arm, task.seed)}{of}-{task.samples}.npy"
 
 
 def main(arguments: list[str] | None = None) -> None:

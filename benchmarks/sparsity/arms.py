@@ -87,6 +87,7 @@ MAO = (Arm(name="dense", grain=None, method="dense", steps=SHORT_STEPS, int8=Tru
        *(arm for density in DENSITIES for arm in pruned(density, (PATTERNS[density], *GRAINS, "unit"))))
 # What of it lay on the frontier of fidelity and stored bits, at more densities.
 FRONTIER = tuple(arm for density, pattern in sorted((PATTERNS | BETWEEN).items()) for arm in pruned(density, ("fine", pattern)))
+COARSE = tuple(arm for arm in MAO if arm.density == 0.5 and arm not in FRONTIER)
 
 
 def key(arm: Arm, seed: int) -> str:

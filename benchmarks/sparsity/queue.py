@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.sparsity.arms import (
     BASELINES,
+    COARSE,
     COMMON,
     EXACT,
     FRONTIER,
@@ -74,7 +75,7 @@ def further() -> Iterator[Task]:
     frontier = MAO[0], *FRONTIER
     yield from tasks("mao", frontier, FEW, teachers=TEACHERS[1:])
     yield from tasks("mao", [arm for arm in FRONTIER if arm not in MAO], FEW, teachers=TEACHERS[:1])
-    yield from tasks("mao", frontier, FEW, SEEDS[1:], teachers=TEACHERS[:1])
+    yield from tasks("mao", (*frontier, *COARSE), FEW, SEEDS[1:], teachers=TEACHERS[:1])
 
 
 def everything() -> Iterator[Task]:

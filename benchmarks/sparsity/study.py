@@ -142,9 +142,13 @@ def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int,
     """FID of `samples` samples on the report net, and fidelity to the dense teacher at the same steps and noise."""
     found = kept_features(lab, f"{name}-{samples}", lambda: sample_features(lab, student, recipe, samples, seed, name))
     dense = teacher_features(lab, STEPS, samples, seed)
-    unit = quality.paired_distance(*(teacher_features(lab, steps, UNIT_SAMPLES) for steps in UNIT))
     return {quality.fid_name(samples): quality.fid(found, lab.judge.reference),
-            "fidelity": quality.paired_distance(found, dense) / unit}
+            "fidelity": quality.paired_distance(found, dense) / fidelity_unit(lab)}
+
+
+def fidelity_unit(lab: Lab) -> float:
+    """Distance of the teacher's images at UNIT[0] to those at UNIT[1] steps."""
+    return quality.paired_distance(*(teacher_features(lab, steps, UNIT_SAMPLES) for steps in UNIT))
 
 
 def teacher_features(lab: Lab, steps: int, samples: int, seed: int = 0) -> np.ndarray:

@@ -285,9 +285,11 @@ def test_an_arm_without_cpu_time_counts_by_the_rates_of_those_that_have_it():
 
     known = {"baselines.dense": 0.5 * 600 + 0.1 * 10_000, "baselines.one_shot": 0.1 * 2000}
     rows = [row(task, "seconds" if task.variant in known else "host_seconds", known.get(task.variant, 1.0)) for task in tasks]
-    found = dict(zip((task.variant for task in tasks), cpu_seconds(rows, tasks), strict=True))
+    found = dict(zip((task.variant for task in tasks), cpu_seconds(rows, tasks, tasks), strict=True))
     assert found == pytest.approx(known | {"long.dense": 0.5 * 2000 + 0.1 * 10_000, "baselines.sr_ste": 0.5 * 600 + 0.1 * 2000})
-    assert None in cpu_seconds(rows[:-1], tasks)
+    assert None in cpu_seconds(rows[:-1], tasks, tasks)
+    untimed = [row for row in rows if row["metric"] != "seconds" or row["variant"] == "baselines.one_shot"]
+    assert cpu_seconds(untimed, tasks[-1:], tasks[:1]) == [None]
 
 
 def test_what_is_as_large_as_its_bound_is_not_below_it():
