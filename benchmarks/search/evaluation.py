@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.search import correlation, promotion, supernet
+from benchmarks.search.floor import floor_numbers, profiled
 from benchmarks.search.plain import plain_evaluator
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs
@@ -41,7 +42,7 @@ RESULTS = Path(__file__).parent / "results.csv"
 TEACHERS = Path("tasks/pretrain_load/teachers")
 WORK = Path("runs/search")
 GOALS = {"bitops": {"max_bitops": 0.03}, "latency": {"min_speedup": 5.0}}
-OF_TARGETS = ("cost", "promotion", "correlation")  # parts that are measured on targets, the others on teachers
+OF_TARGETS = ("cost", "floor", "promotion", "correlation")  # parts that are measured on targets, the others on teachers
 ROUNDS = 40  # switches of a whole model's precision
 
 
@@ -102,9 +103,9 @@ def machine() -> str:
 class Pair:
     """One candidate, both ways."""
 
-    ours_s: float
-    plain_s: float
-    ours: float     # distance
+    ours_spent: object   # seconds, or seconds of each operation
+    plain_spent: object
+    ours: float          # distance
     plain: float
 
 
@@ -115,9 +116,9 @@ def timed(f: Callable, *args) -> tuple[object, float]:
     return found, time.thread_time() - started
 
 
-def measure_cost(setting: Setting, target: str, candidates: int) -> tuple[list[Pair], float]:
+def both_ways(setting: Setting, target: str, candidates: int, watch: Callable) -> tuple[list[Pair], float]:
     """A search of so many candidates whose evaluations are done in both ways, taking turns at being first.
-    -> pairs, the share of network evaluations that ours found done."""
+    watch: f, *args -> f(*args), what it spent. -> pairs, the share of network evaluations that ours found done."""
     problem, warm = setting.problem(target), setting.evaluator()
     plain, pairs = setting.plain(warm), []
     references = tuple(warm(item) for item in reference_items(problem.teacher.schedule))
@@ -128,9 +129,9 @@ def measure_cost(setting: Setting, target: str, candidates: int) -> tuple[list[P
         for k, candidate in enumerate(asked):
             item, found = (candidate.weights, space.recipe(candidate)), {}
             for way in ("ours", "plain") if k % 2 else ("plain", "ours"):
-                found[way] = timed(warm if way == "ours" else plain, item)
-            (ours, ours_s), (other, plain_s) = found["ours"], found["plain"]
-            pairs.append(Pair(ours_s, plain_s, distance(ours, references), distance(other, references)))
+                found[way] = watch(warm if way == "ours" else plain, item)
+            (ours, ours_spent), (other, plain_spent) = found["ours"], found["plain"]
+            pairs.append(Pair(ours_spent, plain_spent, distance(ours, references), distance(other, references)))
             yield pairs[-1].ours
 
     rng = np.random.default_rng(setting.params.seed)
@@ -148,23 +149,33 @@ def prepare(warm: Evaluator) -> None:
 
 def cost_numbers(pairs: list[Pair], hit_rate: float) -> dict[str, float]:
     """Medians over candidates, and quartiles of the ratio; `evaluation_share` is what a whole search takes of a plain one."""
-    ratios = [pair.ours_s / pair.plain_s for pair in pairs]
+    ratios = [pair.ours_spent / pair.plain_spent for pair in pairs]
     low, _, high = quantiles(ratios, n=4)
     return {"evaluation_ratio": median(ratios), "evaluation_ratio_q25": low, "evaluation_ratio_q75": high,
-            "evaluation_share": sum(pair.ours_s for pair in pairs) / sum(pair.plain_s for pair in pairs),
-            "evaluation_s": median(pair.ours_s for pair in pairs), "plain_s": median(pair.plain_s for pair in pairs),
+            "evaluation_share": sum(pair.ours_spent for pair in pairs) / sum(pair.plain_spent for pair in pairs),
+            "evaluation_s": median(pair.ours_spent for pair in pairs), "plain_s": median(pair.plain_spent for pair in pairs),
             "fitness_difference": max(abs(pair.ours - pair.plain) for pair in pairs), "shared_steps": hit_rate}
 
 
 def cost_rows(setting: Setting, targets: Iterable[str], candidates: int) -> Iterator[dict]:
+    for target in targets:
+        found = cost_numbers(*both_ways(setting, target, candidates, timed))
+        yield from pair_rows(setting, f"evaluation.{target}", candidates, "its CPU time", found)
+
+
+def floor_rows(setting: Setting, targets: Iterable[str], candidates: int) -> Iterator[dict]:
+    for target in targets:
+        pairs, _ = both_ways(setting, target, candidates, profiled)
+        found = floor_numbers((pair.ours_spent, pair.plain_spent) for pair in pairs)
+        yield from pair_rows(setting, f"evaluation.floor.{target}", candidates, "by torch's profiler", found)
+
+
+def pair_rows(setting: Setting, variant: str, candidates: int, clock: str, found: Mapping[str, float]) -> Iterator[dict]:
     protocol = setting.protocol
-    said = (f"{machine()}, its CPU time; {'u8 x s8' if available() else 'fp32'} kernels; {candidates} candidates of a search; "
+    said = (f"{machine()}, {clock}; {'u8 x s8' if available() else 'fp32'} kernels; {candidates} candidates of a search; "
             f"{protocol.images} images in chunks of {protocol.chunk}; plain: a fresh model, weights quantised on the fly, no "
             "shared steps; interleaved; tables made before")
-    for target in targets:
-        found = cost_numbers(*measure_cost(setting, target, candidates))
-        yield from (row("mnist_dit", f"evaluation.{target}", setting.params.seed, name, value, said)
-                    for name, value in found.items())
+    return (row("mnist_dit", variant, setting.params.seed, name, value, said) for name, value in found.items())
 
 
 # ---- switch: the whole model's precision ----
@@ -258,6 +269,8 @@ def rows_of(given: argparse.Namespace, setting: Setting) -> Iterator[Iterable[di
     """What is written together: an hour's work on one target is there before the next begins."""
     if given.part == "cost":
         yield cost_rows(setting, given.targets, given.candidates)
+    elif given.part == "floor":
+        yield floor_rows(setting, given.targets, given.candidates)
     elif given.part == "switch":
         yield switch_rows(setting.protocol, given.teachers)
     elif given.part == "supernet":
@@ -271,7 +284,7 @@ def rows_of(given: argparse.Namespace, setting: Setting) -> Iterator[Iterable[di
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search.evaluation", description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("cost", "switch", "supernet", "promotion", "correlation"))
+    parser.add_argument("part", choices=("cost", "floor", "switch", "supernet", "promotion", "correlation"))
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="of the last run")
     parser.add_argument("--scale", choices=("quick", "full"), default="full", help="whose protocol an evaluation follows")
     parser.add_argument("--candidates", type=int, default=40, help="of a search, 8..")

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import results
-from benchmarks.sparsity.storage import kept_share
 from tasks.core import denoiser as denoisers
-from tasks.core.cost import layer_costs
+from tasks.core.cost import kept_share, layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.sparsity import kept_shares, nm_mask
 from tasks.mask_search.masks import misfits, unit_masks

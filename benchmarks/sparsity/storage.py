@@ -11,11 +11,6 @@ from tasks.core.sparsity import GRAINS, grain_shape, parse_pattern, stored_bits
 WEIGHT_BITS = 8  # as in the paper
 
 
-def kept_share(layers: Sequence[LayerCost], kept: Mapping[str, float], counted: str) -> float:
-    """Of the dense model's `macs` or `weights`, dense layers counted. kept: share by layer, where it is not all."""
-    return sum(getattr(c, counted) * kept.get(c.name, 1.0) for c in layers) / sum(getattr(c, counted) for c in layers)
-
-
 def storage_share(layers: Sequence[LayerCost], masks: Mapping[str, Tensor], grain: str, kept: Mapping[str, float]) -> float:
     """Bits of all layers' weights, index included, over those of the dense model. kept: of each masked layer, by path."""
     bits = 0.0

@@ -11,11 +11,11 @@ from torch import Tensor
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.choice import pattern_plan, unit_plan
 from benchmarks.sparsity.lab import CALIBRATION_NOISE, Lab, device_of, kept_features, live, moved, sample_features, uniform
-from benchmarks.sparsity.storage import kept_share, reference_share, storage_share
+from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
-from tasks.core.cost import layer_costs
+from tasks.core.cost import kept_share, layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, trajectory

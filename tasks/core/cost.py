@@ -104,6 +104,11 @@ def densities_of(recipe: Recipe) -> Mapping[str, float]:
     return (recipe.sparsity or {}).get("density") or {}
 
 
+def kept_share(costs: Sequence[LayerCost], kept: Mapping[str, float], counted: str) -> float:
+    """Of the dense model's `macs` or `weights`, dense layers counted. kept: share by layer, where it is not all."""
+    return sum(getattr(c, counted) * kept.get(c.name, 1.0) for c in costs) / sum(getattr(c, counted) for c in costs)
+
+
 def macs(costs: list[LayerCost], recipe: Recipe) -> int:
     """Per image, over all steps."""
     return round(sum(c.macs * evaluations(c, recipe) * density(c, recipe) for c in costs))

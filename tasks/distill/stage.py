@@ -23,7 +23,7 @@ from torch import Tensor
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, Report
 from tasks.core.calibration import Calibration, noised, predictions, relative_error
-from tasks.core.cost import layer_costs
+from tasks.core.cost import kept_share, layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import check_choice, check_range
 from tasks.core.sparsity import kept_shares, mask_density
@@ -117,8 +117,6 @@ def judge(teacher: Denoiser, grain: str, one_shot: dict[str, Tensor], student: S
     trained.model = copy.deepcopy(teacher.model)
     trained.model.load_state_dict(student.weights)
     kept = kept_shares(teacher.model, grain, student.masks)
-    costs = layer_costs(teacher)
-    macs = sum(cost.macs * kept.get(cost.name, 1.0) for cost in costs) / sum(cost.macs for cost in costs)
     return {"error_before": before, "error_after": relative_error(predictions(trained, held), reference),
-            "density": mask_density(student.masks), "macs_share": macs,
+            "density": mask_density(student.masks), "macs_share": kept_share(layer_costs(teacher), kept, "macs"),
             "flip_rate_last": student.curve[-1][2] if student.curve else 0.0, "flip_rate_freeze": student.flips_at_freeze}

@@ -236,7 +236,7 @@ def survive(evaluated: Sequence[Evaluation], population: int) -> list[Evaluation
 
 def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """(n,) NSGA-II's crowding distance of (n, d) objectives within the front of each (Deb et al. 2002, III B); infinite at the
-    ends. pymoo's is of one front at a time, which takes a search most of the time of being told a result."""
+    ends. All fronts at once: pymoo's is of one."""
     distance = np.zeros(len(ranks))
     for values in objectives.T:
         order = np.lexsort((values, ranks))

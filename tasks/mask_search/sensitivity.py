@@ -1,22 +1,32 @@
-"""What a cut costs in error: every grain and density that is offered, in every place, one at a time."""
+"""What a cut costs in error: every grain and density that is offered, in every place, one at a time.
+
+The error is that of images and not of predictions: how far a wrong prediction leads differs by timestep and by layer, and plans
+of least summed error in predictions led farther from the dense model's images than those of least error in images
+(benchmarks/sparsity, "Layers chosen one by one").
+"""
 
 import contextlib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from tasks.core.calibration import Calibration, predictions, relative_error
-from tasks.core.denoiser import Denoiser
+from tasks.core.calibration import relative_error
+from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.progress import track
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import initial_noise, labels_for, sample, spaced_timesteps
 from tasks.core.sparsity import grain_mask, grain_shape, parse_pattern
 from tasks.mask_search.allocate import Cut, Option
 from tasks.mask_search.choose import CostModel
 from tasks.mask_search.masks import kept_count, unit_masks
 from tasks.mask_search.saliency import Statistics, made_up
 from tasks.runtime.masks import HiddenUnits, apply_masks, hidden_units, remove_masks
+from tasks.runtime.solver import Predict
 
 Errors = Mapping[tuple[tuple[str, ...], str], Mapping[float, float]]  # layers and grain -> density -> relative error
 
@@ -64,11 +74,40 @@ def cut_masks(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, Tensor]:
     return masks
 
 
-def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], calibration: Calibration, reference: Tensor,
+@dataclass(frozen=True)
+class Trajectories:
+    """Images that a network samples from fixed noise by DDIM, and how far another leads from them."""
+
+    schedule: Schedule
+    recipe: Recipe
+    noise: Tensor          # (N, C, H, W)
+    labels: Tensor | None  # (N,)
+    images: Tensor         # (N, C, H, W), of the first network
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, predict: Predict, steps: int, n: int, seed: int) -> "Trajectories":
+        """Of `predict`, which is the denoiser's: n images of `steps` uniform steps, their noise drawn with the seed."""
+        recipe = Recipe(timesteps=spaced_timesteps(denoiser.schedule, steps))
+        noise, labels = initial_noise(denoiser.sample_shape, range(n), seed), labels_for(range(n), denoiser.num_classes)
+        return cls(denoiser.schedule, recipe, noise, labels, sampled(predict, denoiser.schedule, recipe, noise, labels))
+
+    def error(self, predict: Predict) -> float:
+        """Mean square of what is different in images by `predict`, over the mean square of all: `relative_error`."""
+        return relative_error(sampled(predict, self.schedule, self.recipe, self.noise, self.labels), self.images)
+
+
+def sampled(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
+            chunk: int = 64) -> Tensor:
+    """`sample` in chunks of bounded memory."""
+    parts = [slice(i, i + chunk) for i in range(0, len(noise), chunk)]
+    return torch.cat([sample(predict, schedule, recipe, noise[s], None if labels is None else labels[s]) for s in parts])
+
+
+def masked_error(denoiser: Denoiser, masks: Mapping[str, Tensor], error: Callable[[], float],
                  statistics: Mapping[str, Statistics] = MappingProxyType({})) -> float:
-    """Relative error of the prediction with the plan `masked`. The model is left as it was."""
+    """error(), of the denoiser as it then is, under the plan `masked`. The model is left as it was."""
     with masked(denoiser, masks, statistics):
-        return relative_error(predictions(denoiser, calibration), reference)
+        return error()
 
 
 @contextlib.contextmanager
@@ -84,16 +123,16 @@ def masked(denoiser: Denoiser, masks: Mapping[str, Tensor],
         remove_masks(denoiser.model)
 
 
-def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], calibration: Calibration, reference: Tensor,
+def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], error: Callable[[], float],
                statistics: Mapping[str, Statistics] = MappingProxyType({})) -> Errors:
-    """With each cut alone, as `masked_error`. One forward over the calibration images each.
+    """With each cut alone, as `masked_error`.
 
     With statistics where training starts from such weights: plain errors are large where the loss is easily made up for.
     """
     errors: dict[tuple[tuple[str, ...], str], dict[float, float]] = {}
     for cut in track(cuts, len(cuts), "sensitivity"):
-        error = masked_error(denoiser, cut_masks(denoiser.model, [cut]), calibration, reference, statistics)
-        errors.setdefault((cut.layers, cut.grain), {})[cut.density] = error
+        found = masked_error(denoiser, cut_masks(denoiser.model, [cut]), error, statistics)
+        errors.setdefault((cut.layers, cut.grain), {})[cut.density] = found
     return errors
 
 

@@ -8,7 +8,8 @@ masks that give each layer's outputs best), density.csv (grain, layer, density),
   time), bitops MACs, size bits with index;
   plans: units allocated block by block (that mask set), all grains mixed, and the uniform opponent of each at the same budget:
   grain and density of each pruned layer, what it saves, cost against dense, error predicted and measured.
-Errors of plans and of the sensitivity table are had with weights that make up for the cut ones.
+Errors are those of images sampled from fixed noise, against the teacher's; of plans and of the sensitivity table they are had
+with weights that make up for the cut ones.
 Report: per mask set one-shot error, the same with those weights, density and MACs; the plans; the sensitivity table; why a
 layer was left dense.
 Left out: training of the mixed plan (students are of one grain); whole blocks as units; permutation of channels before 2:4,
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs, Report, write_json
-from tasks.core.calibration import Calibration, noised, predictions
+from tasks.core.calibration import Calibration, noised
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.sampler import network
 from tasks.core.sparsity import GRAINS, grain_mask, kept_shares, mask_density, parse_pattern
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
@@ -40,6 +42,7 @@ from tasks.mask_search.plans import Plan, describe, make_plans
 from tasks.mask_search.saliency import KINDS, Statistics, input_statistics, made_up, saliency
 from tasks.mask_search.sensitivity import (
     Errors,
+    Trajectories,
     cut_errors,
     cut_masks,
     layer_cuts,
@@ -64,12 +67,13 @@ class Params:
     unit_share: float             # share of the cost of all blocks, on goal.target, that every plan saves
     unit_multiple: int            # kept units come in multiples of this
     saliency: str                 # whose largest values 2:4 keeps: magnitude | activation | second_order
-    images: int                   # teacher samples that predictions are compared on, each at a noise level of its own
+    images: int                   # on which each cut's error is measured, the teacher's from the same noise beside them
+    steps: int                    # of DDIM that they are sampled with
     inputs: int                   # teacher samples whose inputs to each layer weights are made up on
     min_gain: float               # least predicted gain on the target, as a share of dense, that makes a grain pay
     backend: str                  # whose times in the profile count
     batch: int
-    seed: int
+    seed: int                     # of the noise of both
     goal: Goal
 
     def __post_init__(self):
@@ -82,7 +86,8 @@ class Params:
             check_grain("mask_search.grains", grain)
         check_choice("mask_search.saliency", self.saliency, KINDS)
         for key, low, high in (("unit_share", 0.01, 0.99), ("unit_multiple", 1, 1024), ("images", 1, 10**6),
-                               ("inputs", 1, 10**6), ("min_gain", 0, 1), ("batch", 1, 65_536), ("seed", 0, 2**31)):
+                               ("steps", 1, 1000), ("inputs", 1, 10**6), ("min_gain", 0, 1), ("batch", 1, 65_536),
+                               ("seed", 0, 2**31)):
             check_range(f"mask_search.{key}", getattr(self, key), low, high)
         if (most := round(1 - min(self.densities), 4)) < self.unit_share:
             raise ValueError(f"mask_search.unit_share: {self.unit_share} is more than densities {list(self.densities)} remove, "
@@ -102,19 +107,17 @@ def check_grain(key: str, grain: str) -> None:
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher, bank = denoisers.load(inputs["pretrain_load"] / "teacher"), inputs["pretrain_load"]
     models = cost_models(layer_costs(teacher), inputs["profile"], params.backend, params.batch)
-    calibration = read_bank(teacher, bank, params.images, params.seed)
-    reference = predictions(teacher, calibration)
+    dense = Trajectories.of(teacher, network(teacher), params.steps, params.images, params.seed)
     layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *params.grains)))
 
     read = {units.consumer for units in hidden_units(teacher.model)}.union(*layers.values())
     statistics = input_statistics(teacher, read_bank(teacher, bank, params.inputs, params.seed), read)
 
-    def error_of(masks: Mapping[str, Tensor], makes_up: Mapping[str, Statistics]) -> float:
-        return masked_error(teacher, masks, calibration, reference, makes_up)
+    def error() -> float:
+        return dense.error(network(teacher))
 
-    found = search(teacher, layers, models, params,
-                   lambda cuts: cut_errors(teacher, cuts, calibration, reference, statistics))
-    plans = {name: describe(plan, found.model, error_of(cut_masks(teacher.model, plan), statistics))
+    found = search(teacher, layers, models, params, lambda cuts: cut_errors(teacher, cuts, error, statistics))
+    plans = {name: describe(plan, found.model, masked_error(teacher, cut_masks(teacher.model, plan), error, statistics))
              for name, plan in found.plans.items()}
     masks = {"unit": cut_masks(teacher.model, found.plans["unit"]),
              BASELINE: pattern_masks(layers[BASELINE], statistics, params.saliency)}
@@ -123,7 +126,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     choice = decide(predict(kept, models), params) | {"plans": plans, "budget": {
         "target": params.goal.target, "unit": found.model.unit, "dense": found.model.whole, "saved": found.budget}}
     write(out, masks, weights, kept, choice)
-    grains = {grain: {"error": error_of(pruned, {}), "error_made_up": error_of(pruned, statistics),
+    grains = {grain: {"error": masked_error(teacher, pruned, error),
+                      "error_made_up": masked_error(teacher, pruned, error, statistics),
                       "density": mask_density(pruned), "macs_share": models["bitops"].share(kept[grain], grain)}
               for grain, pruned in masks.items()}
     return Report({**grains, "unit_density": found.unit_density(), "chosen": choice["chosen"],

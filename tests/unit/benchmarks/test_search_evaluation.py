@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.claims import search  # noqa: F401 (registers its claims)
 from benchmarks.claims.claim import CLAIMS
 from benchmarks.results import kept, write
 from benchmarks.search import correlation, evaluation, promotion
 from benchmarks.search.evaluation import Pair, cost_numbers, row
+from benchmarks.search.floor import PRODUCTS, floor_numbers, profiled
 from benchmarks.search.plain import ON_THE_FLY
 from tasks.evolve.promote import Rival, image_losses
 from tasks.evolve.search import Evaluation
@@ -22,6 +24,19 @@ def test_cost_by_hand():
     assert (found["evaluation_ratio_q25"], found["evaluation_ratio"], found["evaluation_ratio_q75"]) == (0.25, 0.5, 0.75)
     assert found["evaluation_share"] == 0.5 and found["shared_steps"] == 0.25
     assert found["fitness_difference"] == pytest.approx(1e-6)
+
+
+def test_floor_by_hand():
+    """Of 10 s of a plain evaluation ours spends 1 between the layers and 2 in their products, whatever else it does."""
+    own = {"aten::gelu": 0.75, "aten::native_layer_norm": 0.25, "onednn::qlinear_pointwise": 2.0, "aten::copy_": 5.0}
+    found = floor_numbers([(own, {"aten::mm": 6.0, "aten::gelu": 4.0})] * 3)
+    assert found == pytest.approx({"between_share": 0.1, "products_share": 0.2, "floor_share": 0.3})
+
+
+def test_the_profiler_names_the_products_and_what_is_between_them(tiny_denoiser, tiny_states):  # noqa: F811
+    with torch.inference_mode():
+        _, spent = profiled(tiny_denoiser, *tiny_states(tiny_denoiser, 4, 0))
+    assert spent.keys() & set(PRODUCTS) and all(seconds >= 0 for seconds in spent.values())
 
 
 @pytest.mark.skipif(not available(), reason="a CPU without VNNI computes the search's layers in fp32")

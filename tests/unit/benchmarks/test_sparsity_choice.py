@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.sparsity.arms import EXACT, LAYERS, OURS, UNITS
-from benchmarks.sparsity.choice import Trajectories, around, unit_plan
-from benchmarks.sparsity.lab import uniform
+from benchmarks.sparsity.choice import around, image_error, unit_plan
 from benchmarks.sparsity.storage import storage_share
 from benchmarks.sparsity.study import masks_of
 from tasks.core.calibration import noised
 from tasks.core.cost import layer_costs
 from tasks.mask_search.allocate import Option
+from tasks.mask_search.sensitivity import masked_error
 from tests.unit.distill.toy import UNET, frozen, tiny_dit, tiny_images
 
 
@@ -43,8 +43,8 @@ def test_layers_chosen_one_by_one_store_no_more_than_one_pattern_and_err_less():
     lab = SimpleNamespace(name="tiny", teacher=teacher, calibration=seen)
     masks = {arm.allocation: masks_of(arm, lab, teacher) for arm in (OURS, LAYERS)}
     stored = {how: storage_share(layer_costs(teacher), found, "2:4", {}) for how, found in masks.items()}
-    sampled = Trajectories.of(teacher, uniform(lab, 10), 12, seed=0)
-    strays = {how: sampled.error_with(teacher, found, {}) for how, found in masks.items()}
+    error = image_error(lab, 10, 12)
+    strays = {how: masked_error(teacher, found, error) for how, found in masks.items()}
     assert stored["as_uniform"] <= stored["uniform"] and strays["as_uniform"] < strays["uniform"]
     assert len({mask.float().mean().item() for mask in masks["as_uniform"].values()}) > 1
 

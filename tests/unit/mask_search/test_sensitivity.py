@@ -1,17 +1,21 @@
 """Cuts and their errors, on a network whose prediction is one weight matrix, and on real architectures."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
-from tasks.core.calibration import Calibration
+from tasks.core.calibration import relative_error
 from tasks.core.cost import layer_costs
-from tasks.core.denoiser import build
+from tasks.core.denoiser import Denoiser, build
+from tasks.core.sampler import network
 from tasks.core.sparsity import layer_density
 from tasks.mask_search.allocate import Cut, Option
 from tasks.mask_search.choose import CostModel
 from tasks.mask_search.saliency import Statistics
 from tasks.mask_search.sensitivity import (
+    Trajectories,
     cut_errors,
     cut_masks,
     error_at,
@@ -41,7 +45,13 @@ class OneMatrix:
         return self.model["a"](x)
 
 
-EYE = Calibration(x=torch.eye(4).view(4, 1, 1, 4), t=torch.zeros(4, dtype=torch.int64), labels=None)
+EYE = torch.eye(4).view(4, 1, 1, 4)
+
+
+def from_now(toy: OneMatrix, x: torch.Tensor) -> Callable[[], float]:
+    """The error of its prediction against what it is now."""
+    now = toy(x, None, None).detach()
+    return lambda: relative_error(toy(x, None, None).detach(), now)
 
 
 def test_errors_by_hand():
@@ -50,7 +60,7 @@ def test_errors_by_hand():
     offered = {"2:4": [], "fine": [0.375, 0.99], "filter": [0.5]}
     cuts = [cut for grain, densities in offered.items() for cut in layer_cuts(toy.model, grain, densities)]
     with torch.inference_mode():
-        errors = cut_errors(toy, cuts, EYE, toy(EYE.x, None, None))
+        errors = cut_errors(toy, cuts, from_now(toy, EYE))
     assert errors == {(("a",), "2:4"): {0.5: pytest.approx(5 / 55)},    # 2 and 1 go
                       (("a",), "fine"): {0.375: pytest.approx(5 / 55)},  # 5, 4 and 3 of eight stay; 0.99 would keep all
                       (("a",), "filter"): {0.5: pytest.approx(25 / 55)}}  # sums of 10 and 5
@@ -62,13 +72,25 @@ def test_weights_that_stay_make_up_for_a_cut_where_inputs_are_known():
     toy = OneMatrix()
     toy.model["a"].weight.data = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
     before = toy.model["a"].weight.detach().clone()
-    alike = Calibration(x=torch.ones(8, 1, 1, 4), t=torch.zeros(8, dtype=torch.int64), labels=None)
+    alike = torch.ones(8, 1, 1, 4)
     statistics = {"a": Statistics(gram=torch.ones(4, 4, dtype=torch.float64) * 8, rows=8)}
     cuts = [Cut(("a",), "fine", 0.25)]
     (plain,), (made_up,) = (errors.values() for errors in (
-        cut_errors(toy, cuts, alike, toy(alike.x, None, None).detach(), known)[("a",), "fine"] for known in ({}, statistics)))
+        cut_errors(toy, cuts, from_now(toy, alike), known)[("a",), "fine"] for known in ({}, statistics)))
     assert plain == pytest.approx((6 / 10) ** 2) and made_up < 1e-3
     assert torch.equal(toy.model["a"].weight, before)
+
+
+@pytest.mark.parametrize("name, config", [("DiTTransformer2DModel", DIT), ("UNet2DModel", UNET)])
+def test_images_tell_how_far_another_network_leads(name, config):
+    torch.manual_seed(0)
+    denoiser = build(name, config, {"num_train_timesteps": 10})
+    predict = network(Denoiser(denoiser.model.eval(), denoiser.schedule))
+    found = [Trajectories.of(denoiser, predict, steps=4, n=n, seed=3) for n in (70, 70, 2)]  # more than a chunk, and less
+    assert torch.equal(found[0].images, found[1].images) and torch.allclose(found[0].images[:2], found[2].images, atol=1e-5)
+    assert found[0].error(predict) == 0
+    off = [found[0].error(lambda x, t, labels, step, by=by: predict(x, t, labels, step) * by) for by in (0.999, 0.99, 0.9)]
+    assert 0 < off[0] < off[1] < off[2]
 
 
 @pytest.mark.parametrize("shape, grain, densities, expected", [
