@@ -7,10 +7,10 @@ from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, MARGIN, SEEDS, ST
 from tasks.runtime.solver import SOLVERS
 
 BESIDE = (*(f"efficiency.{name}" for name in STRATEGIES),
-          *(f"evaluation.seconds_{part}" for part in ("supernet", "promotion", "correlation")))  # parts of one thread
+          *(f"evaluation.seconds_{part}" for part in ("floor", "supernet", "promotion", "correlation")))  # parts of one thread
 ALONE = (*(f"bitops.seconds_{name}" for name in ("equal", "steps5", "steps6")),
          *(f"scale.{part}" for part in ("workers", "log", "two_workers")),
-         *(f"evaluation.seconds_{part}" for part in ("cost", "floor", "switch")))
+         *(f"evaluation.seconds_{part}" for part in ("cost", "switch")))
 
 
 def fewer_evaluations(root: Path, opponent: str, bar: float) -> Outcome:
