@@ -52,7 +52,7 @@ def pattern_plan(arm: Arm, lab: Lab, scores: Mapping[str, Tensor], statistics: M
 
 
 def unit_plan(arm: Arm, lab: Lab) -> list[Option]:
-    """Units of feed-forwards and resnets that go: of 1 - density of their MACs, by the arm's allocation."""
+    """Units of feed-forwards and resnets that go, with 1 - density of their MACs, by the arm's allocation."""
     costs = layer_costs(lab.teacher)
     model, counted = macs_model(costs), {cost.name for cost in costs}
     blocks = {unit_layers(units, counted): units for units in hidden_units(lab.teacher.model) if not units.products}
