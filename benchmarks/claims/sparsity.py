@@ -116,17 +116,17 @@ def study_time(root: Path) -> Outcome:
 
 def cpu_seconds(rows: list[dict], tasks: list[Task], others: list[Task]) -> list[float | None]:
     """Of each task of one teacher: measured, or by rates fitted to all of `others` that are. None: it did not run at all."""
-    measured = found(rows, tasks, "seconds")
-    timed = [(work(task), seconds) for task, seconds in zip(others, found(rows, others, "seconds"), strict=True)
+    measured, elsewhere = (first_values(rows, tasks, *metrics) for metrics in (("seconds",), ("host_seconds", "wall_seconds")))
+    timed = [(work(task), seconds) for task, seconds in zip(others, first_values(rows, others, "seconds"), strict=True)
              if seconds is not None]
     if not timed:
         return [None] * len(tasks)
     rates, _ = nnls(*(np.array(column, float) for column in zip(*timed, strict=True)))
     return [here if here is not None else None if other is None else float(np.dot(work(task), rates))
-            for task, here, other in zip(tasks, measured, found(rows, tasks, "host_seconds", "wall_seconds"), strict=True)]
+            for task, here, other in zip(tasks, measured, elsewhere, strict=True)]
 
 
-def found(rows: list[dict], tasks: list[Task], *metrics: str) -> list[float | None]:
+def first_values(rows: list[dict], tasks: list[Task], *metrics: str) -> list[float | None]:
     """The first value of any of the metrics, for each task."""
     values = [[float(row["value"]) for row in rows if row["metric"] in metrics and task.owns(row)] for task in tasks]
     return [one[0] if one else None for one in values]

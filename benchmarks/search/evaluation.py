@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.search import correlation, promotion, supernet
-from benchmarks.search.floor import floor_numbers, profiled
+from benchmarks.search.floor import Seconds, floor_numbers, profiled
 from benchmarks.search.plain import plain_evaluator
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs
@@ -103,9 +103,9 @@ def machine() -> str:
 class Pair:
     """One candidate, both ways."""
 
-    ours_spent: object   # seconds, or seconds of each operation
-    plain_spent: object
-    ours: float          # distance
+    ours_spent: float | Seconds  # of all, or of each operation
+    plain_spent: float | Seconds
+    ours: float                  # distance
     plain: float
 
 

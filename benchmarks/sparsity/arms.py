@@ -23,14 +23,17 @@ BETWEEN = {0.125: "1:8", 0.375: "3:8", 0.625: "5:8"}
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """name: unique. grain: one of `tasks.core.sparsity`, None: nothing is pruned. method: of `tasks.distill.train`, None: the
-    masks alone. settings: what differs from COMMON."""
+    masks alone. settings: what differs from COMMON.
+
+    allocation of the density: uniform; as_uniform, chosen one by one, together saving as much; exact, chosen one by one, saving
+    what the density says, where one density, in whole granules, saves more. Blocks' units save MACs, layers' N:M (of that M,
+    or none) stored bits.
+    """
 
     name: str
     grain: str | None = "2:4"
     density: float | None = None     # of every covered layer or block; an N:M pattern says it itself
-    allocation: str = "uniform"      # of the density: uniform | as_uniform: chosen one by one, together saving as much | exact:
-    # saving what the density says, where one density, in whole granules, saves more; blocks'
-    # units save MACs, layers' N:M (of that M, or none) stored bits
+    allocation: str = "uniform"      # uniform | as_uniform | exact
     saliency: str = "magnitude"
     permute: bool = False            # hidden units are reordered first, for N:M to keep more
     made_up: bool = False            # training starts from weights that make up for the masked ones
