@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.sparsity import compare, study
-from benchmarks.sparsity.arms import HALF, LAYERS, PARTS_OF_OURS, STEPS, key
+from benchmarks.sparsity.arms import HALF, LAYERS, OURS, PARTS_OF_OURS, STEPS, key
 from benchmarks.sparsity.lab import Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
 from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue, seeds_of
@@ -167,8 +167,8 @@ def bases(task: Task, judged: list[Task]) -> list[Task]:
     """`dense` trained as long; `ours`, of its variants; one density for all blocks, of one chosen for each."""
     def is_base(base: Task) -> bool:
         return (base.arm.name == "dense" and task.arm.method and base.arm.steps == task.arm.steps
-                or base.variant == "baselines.ours" and task.arm.name in BESIDE_OURS
-                or (base.variant, task.variant) == ("units.unit_uniform", "units.unit_as_uniform"))
+                or (base.part, base.arm.name) == (task.part, OURS.name) and task.arm.name in BESIDE_OURS
+                or (base.variant, task.variant) == ("blocks.one_density", "blocks.chosen"))
 
     return [base for base in judged if (base.teacher, base.seed) == (task.teacher, task.seed) and base is not task
             and is_base(base)]

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from tasks.core.artifacts import digest
 from tasks.core.sparsity import GRAINS
 
-EQUAL_STEPS = 600  # of every arm of the baselines; the claim `plateau` says what half of them would cost
 LONG_STEPS = 2000  # of the finalists
+EQUAL_STEPS = {"mnist_dit": 600, "mnist_unet": LONG_STEPS}  # of all baselines; the claim `plateau` says what half would cost
+LAYERS_STEPS = {"mnist_dit": 600, "mnist_unet": 1200}
 SHORT_STEPS = 300  # of every arm of the study of Mao et al.
 STEPS = 20         # DDIM on a uniform list: what the arms are sampled with
 BATCH = 64
@@ -26,8 +27,8 @@ class Arm:
     masks alone. settings: what differs from COMMON.
 
     allocation of the density: uniform; as_uniform, chosen one by one, together saving as much; exact, chosen one by one, saving
-    what the density says, where one density, in whole granules, saves more. Blocks' units save MACs, layers' N:M (of that M,
-    or none) stored bits.
+    what the density says, where one density, in whole granules, saves more. What is chosen by: what each alone changes in
+    images. Blocks' units save MACs, layers' N:M (of that M, or none) stored bits.
     """
 
     name: str
@@ -38,9 +39,10 @@ class Arm:
     permute: bool = False            # hidden units are reordered first, for N:M to keep more
     made_up: bool = False            # training starts from weights that make up for the masked ones
     method: str | None = "sr_ste"
-    steps: int = EQUAL_STEPS
+    steps: int = 600
     settings: Mapping = field(default_factory=dict)
     int8: bool = False               # judged in int8, too
+    attention: bool = False          # of grain unit: heads of attentions go, too
 
 
 TAUGHT = {"data": 0.0, "features": 0.1, "lr": 2e-3}  # the teacher alone: near it, the gradient of the data's term is all noise
@@ -51,15 +53,17 @@ BASELINES = (
     OURS,
     Arm(name="teacher", grain=None, method=None),
     Arm(name="one_shot", method=None),
-    Arm(name="one_shot_permuted", method=None, permute=True),
-    Arm(name="one_shot_activation", method=None, saliency="activation"),
-    Arm(name="one_shot_second_order", method=None, saliency="second_order"),
-    Arm(name="one_shot_made_up", method=None, made_up=True),
     Arm(name="fixed", method="fixed"),
     Arm(name="ste", method="ste"),
     Arm(name="sr_ste"),
     Arm(name="progressive", method="progressive"),
     Arm(name="data_free", settings={"bank_share": 1.0}),
+)
+ONE_SHOTS = (
+    Arm(name="one_shot_permuted", method=None, permute=True),
+    Arm(name="one_shot_activation", method=None, saliency="activation"),
+    Arm(name="one_shot_second_order", method=None, saliency="second_order"),
+    Arm(name="one_shot_made_up", method=None, made_up=True),
 )
 # What ours is made of, one part at a time, and what it was before its first result was seen.
 PARTS_OF_OURS = (
@@ -69,13 +73,15 @@ PARTS_OF_OURS = (
     replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
     replace(OURS, name="ours_at_first", saliency="activation", settings={"data": 0.0, "lr": 1e-3}),
 )
-HALF = replace(OURS, name="ours_half", steps=EQUAL_STEPS // 2)  # the plateau test: what does the second half still bring?
+HALF = replace(OURS, name="ours_half", steps=300)  # the plateau test: what does the second half still bring?
 LAYERS = replace(OURS, name="ours_as_uniform", allocation="as_uniform")
-UNITS = tuple(Arm(name=f"unit_{allocation}", grain="unit", density=0.6, allocation=allocation, made_up=True, method="fixed",
-                  settings=TAUGHT) for allocation in ("uniform", "as_uniform"))
-EXACT = replace(UNITS[0], name="unit_exact", allocation="exact")
-LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNITS[0]))
+UNIT = Arm(name="unit_uniform", grain="unit", density=0.6, made_up=True, method="fixed", settings=TAUGHT)
+EXACT = replace(UNIT, name="unit_exact", allocation="exact")
+BLOCKS = (replace(UNIT, name="one_density", density=0.5, attention=True),
+          replace(UNIT, name="chosen", density=0.5, attention=True, allocation="as_uniform"))
+LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNIT))
 LONG_EXACT = replace(EXACT, steps=LONG_STEPS)
+LONGER = replace(OURS, steps=2 * LONG_STEPS)
 
 
 def pruned(density: float, grains: Iterable[str]) -> Iterator[Arm]:
@@ -95,4 +101,7 @@ COARSE = tuple(arm for arm in MAO if arm.density == 0.5 and arm not in FRONTIER)
 
 def key(arm: Arm, seed: int) -> str:
     """What an arm's files are called: an arm whose settings change is another one."""
-    return f"{arm.name}-{seed}-{digest([asdict(arm), COMMON])[:8]}"
+    settings = asdict(arm)
+    if not arm.attention:
+        del settings["attention"]  # arms of before there was the choice keep their files
+    return f"{arm.name}-{seed}-{digest([settings, COMMON])[:8]}"

@@ -11,15 +11,13 @@ from scipy.stats import t as student_t
 from benchmarks.sparsity.arms import Arm
 from benchmarks.sparsity.lab import Lab
 from benchmarks.sparsity.queue import SAMPLES
-from benchmarks.sparsity.study import masks_of, network_of
+from benchmarks.sparsity.study import kept_masks, network_of
 from tasks.benchmark.measure import Case, interleaved
+from tasks.core import quality
 from tasks.core.quality import NORMAL_95, Difference, fid_name
 from tasks.core.recipe import Recipe
-from tasks.fid.measure import losses
 from tasks.runtime.graph import live_graph
 
-MARGIN = 0.05       # relative FID increase that still counts as equal
-RESAMPLES = 1000
 TIMED_BATCH = 8
 
 
@@ -27,10 +25,9 @@ def against(base: np.ndarray, name: str, lab: Lab, found: np.ndarray) -> dict[st
     """loss_to_<name>, its _upper95: relative FID increase of the features `found` (n, D) over those of the same seeds in `base`
     (N, D), N >= n, by paired bootstrap. Fewer than SAMPLES stand in the name: loss_to_dense_2k."""
     n = len(found)
-    pair = {"dense": base[:n], "other": found}  # `losses` compares with what is called dense
-    loss = losses(pair, lab.judge, lab.strata(n), MARGIN, RESAMPLES, np.random.default_rng(0))["other"]
     metric = f"loss_to_{name}" + ("" if n == SAMPLES else fid_name(n).removeprefix("fid"))
-    return {metric: loss["loss"], f"{metric}_upper95": loss["loss_upper95"]}
+    (fid, fids), (fid_base, fids_base) = (lab.bootstrap.fids(features) for features in (found, base[:n]))
+    return named(metric, quality.relative_difference(fid, fid_base, fids, fids_base))
 
 
 def straying(base: np.ndarray, dense: np.ndarray, found: np.ndarray) -> Difference:
@@ -81,7 +78,7 @@ def over_seeds(estimates: Sequence[float], bounds: Sequence[float], shared: bool
 def speed(lab: Lab, arm: Arm, kept_macs: float, budget_s: float) -> dict[str, float]:
     """Measured evaluations per second over those of the dense teacher, interleaved, and what the removed MACs predict. Training
     changes no time, so the masks are on the teacher's own weights."""
-    masks = masks_of(arm, lab, lab.teacher)
+    masks = kept_masks(arm, lab, lab.teacher)
     nets = {"dense": lab.teacher, "sparse": network_of(lab, arm, lab.teacher.model.state_dict(), masks)}
     found = {"speedup_predicted": 1 / kept_macs}
     for backend in ("eager", "openvino"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import results
-from tasks.core import denoiser as denoisers
+from benchmarks.sparsity.shapes import model_of
 from tasks.core.cost import kept_share, layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.sparsity import kept_shares, nm_mask
@@ -25,20 +25,9 @@ from tasks.runtime.masks import apply_masks, hidden_units, shrink_units
 from tasks.runtime.semi_structured import supported, to_semi_structured
 
 RESULTS = Path(__file__).parent / "results.csv"
-TEACHERS = Path("tasks/pretrain_load/teachers")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 BATCHES = (1, 8, 32)
 HALF = 0.5  # of the hidden units of feed-forwards: as much of these as 2:4 removes
-DIT_XL_2 = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28,
-            "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000, "norm_elementwise_affine": False,
-            "norm_type": "ada_norm_zero"}  # of DiT-XL/2 at 256 x 256, arXiv 2212.09748
-
-
-def model_of(name: str) -> Denoiser:
-    if name == "dit_xl_2":
-        torch.manual_seed(0)
-        return denoisers.build("DiTTransformer2DModel", DIT_XL_2, {"num_train_timesteps": 1000})
-    return denoisers.load(TEACHERS / name)
 
 
 def macs_share(denoiser: Denoiser, grain: str, masks: dict[str, Tensor]) -> float:

@@ -1,6 +1,8 @@
 """What all arms of the study share: data, feature net, a teacher and its own samples. Made once, kept below runs/sparsity."""
 
 import dataclasses
+import functools
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -14,12 +16,12 @@ from torch import Tensor
 from benchmarks import results
 from benchmarks.holdout import judge_unseen
 from tasks.core import denoiser as denoisers
+from tasks.core import quality
 from tasks.core.artifacts import Inputs, Report, digest
 from tasks.core.calibration import Calibration, noised
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import read_params, stage_params
 from tasks.core.progress import track
-from tasks.core.quality import features
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import labels_for, sample_in_chunks, spaced_timesteps
 from tasks.data import stage as data_stage
@@ -36,6 +38,7 @@ HELD = 1000         # holdout images on which predictions are compared
 CALIBRATION = 512   # samples of the teacher's own, for saliency and sensitivity
 BOTH = 0.5          # any share between 0 and 1 reads both kinds of images; the arms say how they are mixed
 BATCH = 100         # images of a network evaluation while sampling
+RESAMPLES = 1000    # of a bootstrap
 TOGETHER = 500      # of them on another device than a CPU
 NOISE = 31_337      # the noise that samples start from is of seed NOISE + training seed: of all arms alike, so they are pairs
 CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none that is judged starts from it
@@ -51,10 +54,41 @@ class Lab:
     calibration: Calibration   # of the teacher's own samples, noised
     judge: Judge
 
+    @functools.cached_property
+    def bootstrap(self) -> "Bootstrap":
+        return Bootstrap(self.judge, self.strata)
+
     def strata(self, n: int) -> np.ndarray | None:
         """Labels (n,) of samples 0 .. n - 1; None from a teacher without classes."""
         labels = labels_for(range(n), self.teacher.num_classes)
         return None if labels is None else labels.numpy()
+
+
+class Bootstrap:
+    """The same resamples of samples and of the digits that judge them for all arms, so those of one arm are computed once."""
+
+    def __init__(self, judge: Judge, strata: Callable[[int], np.ndarray | None]) -> None:
+        """strata: n -> labels of samples 0 .. n - 1."""
+        self.judge, self.strata = judge, strata
+        self.drawn: dict[int, tuple[np.ndarray, quality.Gaussian]] = {}
+        self.found: dict[bytes, tuple[float, np.ndarray]] = {}
+
+    def fids(self, features: np.ndarray) -> tuple[float, np.ndarray]:
+        """(n, D) -> their FID, and (RESAMPLES,) those of the resamples."""
+        n, name = len(features), hashlib.sha256(features.tobytes()).digest()
+        if n not in self.drawn:
+            self.drawn[n] = self.draw(n)
+        if name not in self.found:
+            counts, reference = self.drawn[n]
+            self.found[name] = quality.fid(features, self.judge.reference), quality.bootstrap_fid(features, reference, counts)
+        return self.found[name]
+
+    def draw(self, n: int) -> tuple[np.ndarray, quality.Gaussian]:
+        """How often each resample has each of n samples, and the digits of each."""
+        rng = np.random.default_rng(0)
+        counts = quality.resample_counts(n, RESAMPLES, rng, quality.strata_of(self.strata(n)))
+        drawn = quality.resample_counts(len(self.judge.features), RESAMPLES, rng, quality.strata_of(self.judge.labels))
+        return counts, quality.resampled(self.judge.features, drawn)
 
 
 def open_lab(name: str, work: Path, device: str = "cpu") -> Lab:
@@ -77,7 +111,7 @@ def open_lab(name: str, work: Path, device: str = "cpu") -> Lab:
                judge=judge_unseen(load_feature_net(data, "report"), "judges", teacher.sample_shape))
 
 
-def made(folder: Path, make: Callable[[Path], Report]) -> Path:
+def made(folder: Path, make: Callable[[Path], Report | None]) -> Path:
     """The folder, made if it is not there, by one process; what a kill left half made is thrown away."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with results.locked(folder.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY):
@@ -112,7 +146,7 @@ def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, seed: 
     predict = live_graph(denoiser, recipe, BATCH) if on_cpu else live(denoiser)
     chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE + seed, denoiser.num_classes,
                               batch)
-    return np.concatenate([features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // batch), label)])
+    return np.concatenate([quality.features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // batch), label)])
 
 
 def kept_features(lab: Lab, name: str, draw: Callable[[], np.ndarray]) -> np.ndarray:

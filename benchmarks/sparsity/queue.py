@@ -1,24 +1,30 @@
 """What the study has to do, in order."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from benchmarks.sparsity.arms import (
     BASELINES,
+    BLOCKS,
     COARSE,
     COMMON,
+    EQUAL_STEPS,
     EXACT,
     FRONTIER,
     HALF,
     LAYERS,
+    LAYERS_STEPS,
     LONG,
     LONG_EXACT,
+    LONGER,
     MAO,
+    ONE_SHOTS,
     OURS,
     PARTS_OF_OURS,
     STEPS,
-    UNITS,
+    UNIT,
     Arm,
     key,
 )
@@ -26,6 +32,7 @@ from benchmarks.sparsity.arms import (
 TEACHERS = ("mnist_dit", "mnist_unet")
 SEEDS = (0, 1, 2)            # of the training of finalists; judged on noise of its own each
 FRESH = (1, 2, 3)            # of arms whose seed 0 was seen while they were made
+FRESHER = tuple(range(4, 11))  # of those whose FRESH were seen
 SAMPLES, FEW = 10_000, 2000  # of an arm whose quality is claimed, and of the others
 
 
@@ -56,22 +63,27 @@ class Task:
 def queue() -> Iterator[Task]:
     """What a claim needs comes first."""
     dense, ours, *others = BASELINES
-    yield from tasks("baselines", (dense, ours), SAMPLES)
+    yield from tasks("baselines", (dense, ours), SAMPLES, steps=EQUAL_STEPS)
     yield from tasks("long", LONG, SAMPLES)
-    yield from tasks("units", UNITS, SAMPLES)
-    yield from tasks("baselines", (LAYERS,), SAMPLES)
-    yield from tasks("baselines", others, FEW)
-    yield from tasks("baselines", (HALF,), SAMPLES)
+    yield from tasks("blocks", BLOCKS, SAMPLES, FRESH[:1])
+    yield from tasks("layers", (OURS, LAYERS), SAMPLES, FRESHER[:1], steps=LAYERS_STEPS)
+    yield from tasks("baselines", others, FEW, steps=EQUAL_STEPS)
+    yield from tasks("baselines", (HALF,), SAMPLES, steps={teacher: steps // 2 for teacher, steps in EQUAL_STEPS.items()})
     yield from tasks("mao", MAO, FEW, teachers=TEACHERS[:1])
-    yield from tasks("baselines", PARTS_OF_OURS, FEW, teachers=TEACHERS[:1])
 
 
 def further() -> Iterator[Task]:
-    """What goes past 2 cores and hours: more training seeds, and of Mao et al. more densities and the other teacher."""
+    """What goes past 2 cores and hours: more training seeds and steps, units after fewer, what ours is made of, other ways of
+    one-shot, and of Mao et al. more densities and the other teacher."""
     yield from tasks("long", LONG, SAMPLES, SEEDS[1:])
-    yield from tasks("baselines", (OURS, LAYERS), SAMPLES, FRESH)
-    yield from tasks("units", (EXACT,), SAMPLES, teachers=TEACHERS[1:])  # of whose widths one density removes half
-    yield from tasks("long", (LONG_EXACT,), SAMPLES, SEEDS, teachers=TEACHERS[1:])
+    yield from tasks("long", (LONG_EXACT,), SAMPLES, SEEDS, teachers=TEACHERS[1:])  # one density removes half of its widths
+    yield from tasks("longer", (LONGER,), SAMPLES, teachers=TEACHERS[1:])  # does it come nearer to the teacher?
+    yield from tasks("blocks", BLOCKS, SAMPLES, FRESH[1:])
+    yield from tasks("layers", (OURS, LAYERS), SAMPLES, FRESHER[1:], steps=LAYERS_STEPS)
+    yield from tasks("baselines", PARTS_OF_OURS, FEW, teachers=TEACHERS[:1])
+    yield from tasks("baselines", ONE_SHOTS, FEW)
+    yield from tasks("units", (UNIT,), SAMPLES)
+    yield from tasks("units", (EXACT,), SAMPLES, teachers=TEACHERS[1:])
     frontier = MAO[0], *FRONTIER
     yield from tasks("mao", frontier, FEW, teachers=TEACHERS[1:])
     yield from tasks("mao", [arm for arm in FRONTIER if arm not in MAO], FEW, teachers=TEACHERS[:1])
@@ -87,10 +99,13 @@ def seeds_of(task: Task) -> tuple[int, ...]:
     """Whose results are taken together; none where there is one."""
     if task.part == "long":
         return SEEDS
-    return FRESH if task.arm.name == LAYERS.name else ()
+    return {LAYERS.name: FRESHER, BLOCKS[1].name: FRESH}.get(task.arm.name, ())
 
 
 def tasks(part: str, arms: Iterable[Arm], samples: int, seeds: Iterable[int] = SEEDS[:1],
-          teachers: Iterable[str] = TEACHERS) -> Iterator[Task]:
+          teachers: Iterable[str] = TEACHERS, steps: Mapping[str, int] = MappingProxyType({})) -> Iterator[Task]:
+    """steps: of a teacher's arms that are trained, where they are not the arms' own."""
     for teacher, seed in itertools.product(teachers, seeds):
-        yield from (Task(part=part, teacher=teacher, arm=arm, seed=seed, samples=samples) for arm in arms)
+        for arm in arms:
+            own = replace(arm, steps=steps.get(teacher, arm.steps)) if arm.method else arm
+            yield Task(part=part, teacher=teacher, arm=own, seed=seed, samples=samples)

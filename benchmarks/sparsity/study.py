@@ -1,7 +1,9 @@
 """One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +12,17 @@ from torch import Tensor
 
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.choice import pattern_plan, unit_plan
-from benchmarks.sparsity.lab import CALIBRATION_NOISE, Lab, device_of, kept_features, live, moved, sample_features, uniform
+from benchmarks.sparsity.lab import (
+    CALIBRATION_NOISE,
+    Lab,
+    device_of,
+    kept_features,
+    live,
+    made,
+    moved,
+    sample_features,
+    uniform,
+)
 from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
 from tasks.core.calibration import predictions, relative_error
@@ -55,6 +67,22 @@ def masks_of(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
             for option in pattern_plan(arm, lab, scores, statistics) for name in option.layers}
 
 
+def kept_masks(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
+    """`masks_of`; what takes minutes to choose is the same for all training seeds, so it is chosen once."""
+    if arm.allocation == "uniform":
+        return masks_of(arm, lab, teacher)
+    folder = made(lab.folder / "masks" / key(arm, 0), lambda out: save_masks(masks_of(arm, lab, teacher), out))
+    return load_masks(folder)
+
+
+def save_masks(masks: Mapping[str, Tensor], folder: Path) -> None:
+    save_file({name: mask.cpu().to(torch.uint8) for name, mask in masks.items()}, folder / "masks.safetensors")
+
+
+def load_masks(folder: Path) -> dict[str, Tensor]:
+    return {name: mask.bool() for name, mask in load_file(folder / "masks.safetensors").items()}
+
+
 # ---- training ----
 
 def student_of(arm: Arm, lab: Lab, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
@@ -65,13 +93,12 @@ def student_of(arm: Arm, lab: Lab, seed: int) -> tuple[dict[str, Tensor], dict[s
         partial = folder.with_suffix(".partial")
         partial.mkdir(parents=True, exist_ok=True)
         save_file(found.weights, partial / "weights.safetensors")
-        save_file({name: mask.to(torch.uint8) for name, mask in found.masks.items()}, partial / "masks.safetensors")
+        save_masks(found.masks, partial)
         curve = torch.tensor(found.curve or [(0, 0.0, 0.0)], dtype=torch.float64)
         save_file({"curve": curve}, partial / "curve.safetensors")
         partial.rename(folder)
-    masks = {name: mask.bool() for name, mask in load_file(folder / "masks.safetensors").items()}
     loss, flips = load_file(folder / "curve.safetensors")["curve"][-1, 1:].tolist()
-    return load_file(folder / "weights.safetensors"), masks, {"loss_last": loss, "flip_rate_last": flips}
+    return load_file(folder / "weights.safetensors"), load_masks(folder), {"loss_last": loss, "flip_rate_last": flips}
 
 
 def trained(arm: Arm, lab: Lab, seed: int) -> Student:
@@ -80,7 +107,7 @@ def trained(arm: Arm, lab: Lab, seed: int) -> Student:
     settings = Settings(**{**COMMON, **dropout, **arm.settings, "steps": steps, "seed": seed})
     checkpoint = Checkpoint(lab.folder / "checkpoints", key(arm, seed))
     teacher = permuted(lab.teacher, arm.grain) if arm.permute else lab.teacher
-    masks, start = masks_of(arm, lab, teacher), teacher.model.state_dict()
+    masks, start = kept_masks(arm, lab, teacher), teacher.model.state_dict()
     if arm.made_up:
         layers = [name.removesuffix(".weight") for name, mask in masks.items() if name.endswith(".weight") and mask.ndim > 1]
         start |= made_up(teacher.model, masks, input_statistics(teacher, lab.calibration, layers))

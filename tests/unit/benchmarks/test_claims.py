@@ -281,13 +281,16 @@ def test_an_arm_without_cpu_time_counts_by_the_rates_of_those_that_have_it():
     tasks = [task for task in queue() if task.teacher == "mnist_dit" and task.variant in names]
 
     def row(task: Task, metric: str, value: float) -> dict:
-        return {"teacher": task.teacher, "variant": task.variant, "seed": "0", "metric": metric, "value": str(value)}
+        return {"teacher": task.teacher, "variant": task.variant, "seed": "0", "metric": metric, "value": str(value),
+                "protocol": task.protocol}
 
     known = {"baselines.dense": 0.5 * 600 + 0.1 * 10_000, "baselines.one_shot": 0.1 * 2000}
     rows = [row(task, "seconds" if task.variant in known else "host_seconds", known.get(task.variant, 1.0)) for task in tasks]
     found = dict(zip((task.variant for task in tasks), cpu_seconds(rows, tasks, tasks), strict=True))
     assert found == pytest.approx(known | {"long.dense": 0.5 * 2000 + 0.1 * 10_000, "baselines.sr_ste": 0.5 * 600 + 0.1 * 2000})
     assert None in cpu_seconds(rows[:-1], tasks, tasks)
+    stale = [row | {"metric": "seconds", "protocol": "of before"} if row["metric"] == "host_seconds" else row for row in rows]
+    assert cpu_seconds(stale, tasks, tasks) == pytest.approx(list(found.values()))
     untimed = [row for row in rows if row["metric"] != "seconds" or row["variant"] == "baselines.one_shot"]
     assert cpu_seconds(untimed, tasks[-1:], tasks[:1]) == [None]
 

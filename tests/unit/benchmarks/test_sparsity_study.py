@@ -10,7 +10,8 @@ import pytest
 from benchmarks.sparsity import __main__ as study
 from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
-from benchmarks.sparsity.arms import BASELINES, EXACT, FRONTIER, LONG, MAO, OURS, PARTS_OF_OURS, UNITS, key
+from benchmarks.sparsity.arms import BASELINES, EQUAL_STEPS, EXACT, FRONTIER, LONG, MAO, OURS, UNIT, key
+from benchmarks.sparsity.lab import Bootstrap
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import Gaussian
 from tasks.fid.measure import Judge
@@ -25,16 +26,21 @@ def test_every_arm_is_asked_for_once_and_the_finalists_with_three_seeds():
         assert {task.arm.name for task in mine if task.part == "baselines"} >= {arm.name for arm in BASELINES}
         for arm in LONG:
             assert [task.seed for task in mine if task.variant == f"long.{arm.name}"] == [0, 1, 2]
-    assert {task.arm.name for task in tasks if task.part == "units"} == {arm.name for arm in (*UNITS, EXACT)}
+    assert {task.arm.name for task in tasks if task.part == "units"} == {UNIT.name, EXACT.name}
     assert {task.arm.name for task in tasks if task.part == "mao"} == {arm.name for arm in (*MAO, *FRONTIER)}
 
 
 def test_what_two_cores_do_has_one_training_seed():
-    assert {task.seed for task in queues.queue()} == {0}
+    asked = [(task.teacher, task.variant) for task in queues.queue()]
+    assert len(set(asked)) == len(asked)
 
 
-def test_all_trained_arms_take_as_many_steps():
-    assert len({arm.steps for arm in (*BASELINES, *PARTS_OF_OURS, *UNITS) if arm.method}) == 1
+@pytest.mark.parametrize("teacher", queues.TEACHERS)
+def test_all_baselines_of_a_teacher_take_as_many_steps_and_the_plateau_test_half(teacher):
+    steps = {task.arm.name: task.arm.steps for task in queues.everything()
+             if (task.teacher, task.part) == (teacher, "baselines") and task.arm.method}
+    half = steps.pop("ours_half")
+    assert set(steps.values()) == {2 * half} == {EQUAL_STEPS[teacher]}
 
 
 def test_an_arm_is_compared_with_dense_trained_as_long():
@@ -45,10 +51,10 @@ def test_an_arm_is_compared_with_dense_trained_as_long():
 
     assert bases("mnist_dit", "baselines.sr_ste", 0) == ["baselines.dense"]
     assert bases("mnist_dit", "long.ours", 0) == bases("mnist_dit", "long.ours", 2) == ["long.dense"]
-    assert bases("mnist_unet", "units.unit_as_uniform", 0) == ["baselines.dense", "units.unit_uniform"]
+    assert bases("mnist_unet", "blocks.chosen", 1) == ["blocks.one_density"]
     assert bases("mnist_unet", "baselines.ours_half", 0) == ["baselines.ours"]
     assert bases("mnist_dit", "baselines.ours_data_free", 0) == ["baselines.dense", "baselines.ours"]
-    assert bases("mnist_unet", "baselines.ours_as_uniform", 3) == ["baselines.ours"]
+    assert bases("mnist_unet", "layers.ours_as_uniform", 4) == ["layers.ours"]
 
 
 def test_processes_share_the_work_arm_by_arm(tmp_path, monkeypatch):
@@ -79,8 +85,8 @@ def test_an_arm_whose_settings_change_has_files_of_its_own():
 
 
 def test_no_two_arms_in_training_share_a_checkpoint(tmp_path):
-    mine = [task for task in queues.everything() if task.teacher == "mnist_unet"]
-    assert len({Checkpoint(tmp_path, key(task.arm, task.seed)).path for task in mine}) == len(mine)
+    mine = {str((task.arm, task.seed)): task for task in queues.everything() if task.teacher == "mnist_unet"}
+    assert len({Checkpoint(tmp_path, key(task.arm, task.seed)).path for task in mine.values()}) == len(mine)
 
 
 def test_what_training_seeds_differ_by_widens_the_bound():
@@ -131,7 +137,7 @@ def test_an_arm_is_done_under_its_own_settings_alone(monkeypatch):
 
 def test_few_samples_stand_in_the_metrics_name():
     rng = np.random.default_rng(0)
-    lab = SimpleNamespace(judge=judge_of(rng.standard_normal((300, 2))), strata=lambda n: None)
+    lab = SimpleNamespace(bootstrap=Bootstrap(judge_of(rng.standard_normal((300, 2))), lambda n: None))
     base = rng.standard_normal((queues.SAMPLES, 2))
     assert compare.against(base, "dense", lab, base.copy()) == {"loss_to_dense": 0.0, "loss_to_dense_upper95": 0.0}
     few = compare.against(base, "dense", lab, base[:2000] + 1)
