@@ -13,12 +13,19 @@ from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue
 
 # One density removes half from the UNet, whose widths are few granules, so there blocks are chosen one by one to save 40 %.
 FORTY_PERCENT = {"mnist_dit": "unit_uniform", "mnist_unet": "unit_exact"}
+WIDE = "ddpm_cifar10"
 
 
 def measured(root: Path, variant: str, metric: str, seed: str = "0") -> dict[str, float]:
-    """Teacher -> value, of the study of sparsity."""
+    """Teacher -> value, of the study of sparsity: what was trained under other settings does not count."""
     return {row["teacher"]: float(row["value"]) for row in study(root, "sparsity")
-            if (row["variant"], row["metric"], row["seed"]) == (variant, metric, seed)}
+            if (row["variant"], row["metric"], row["seed"]) == (variant, metric, seed) and is_current(row)}
+
+
+def is_current(row: dict) -> bool:
+    """Whether it says the steps and samples that the study now asks for; of what is no arm, it does."""
+    asked = {task.training for task in everything() if (task.teacher, task.variant) == (row["teacher"], row["variant"])}
+    return not asked or any(training in row["protocol"] for training in asked)
 
 
 def on_both(*parts: dict[str, float]) -> list[float]:
@@ -66,10 +73,18 @@ def of_units(root: Path, part: str, metric: str, seed: str = "0") -> dict[str, f
 def units_speed(root: Path) -> Outcome:
     """40 % of the MACs of feed-forwards or of resnets' convolutions removed: measured speed of the whole model over what the
     MACs predict, on both backends."""
-    predicted = of_units(root, "units", "speedup_predicted")
+    predicted = of_units(root, "long", "speedup_predicted")
     return at_least(0.9, on_both(*({teacher: speed / predicted[teacher] for teacher, speed in
-                                    of_units(root, "units", f"speedup_{backend}").items()}
+                                    of_units(root, "long", f"speedup_{backend}").items()}
                                    for backend in ("eager", "openvino"))))
+
+
+@claim("sparsity")
+def units_speed_of_wide_layers(root: Path) -> Outcome:
+    """The same at one density on a UNet of 128 and 256 channels, of the shape of DDPM's on CIFAR-10, with random weights."""
+    predicted, *speeds = (measured(root, "long.unit_uniform", f"speedup_{metric}").get(WIDE)
+                          for metric in ("predicted", "eager", "openvino"))
+    return at_least(0.9, [speed / predicted for speed in speeds] if predicted else [])
 
 
 @claim("sparsity")
@@ -79,8 +94,14 @@ def units_quality(root: Path) -> Outcome:
 
 
 @claim("sparsity")
+def units_quality_at_one_density(root: Path) -> Outcome:
+    """The same at one density on both teachers, which removes half from the UNet."""
+    return not_worse(root, "long.unit_uniform", "dense", "all")
+
+
+@claim("sparsity")
 def units_quality_as_it_came(root: Path) -> Outcome:
-    """The same over the teacher that was not trained on."""
+    """40 % removed, over the teacher that was not trained on."""
     return at_most(0.05, on_both(of_units(root, "long", "loss_to_teacher_upper95", "all")))
 
 
@@ -124,29 +145,33 @@ def step_cost(root: Path) -> Outcome:
 
 @claim("sparsity")
 def study_time(root: Path) -> Outcome:
-    """All arms with one training seed, two at a time, each on one of 2 cores, the same arm of two parts once; setting up and
-    timing is not in it.
+    """All that `queue` asks for, with one training seed, two arms at a time, each on one of 2 cores, an arm of two parts once;
+    setting up and timing is not in it, nor is what `further` asks for.
 
-    Arms that ran on a GPU, under other settings or before CPU time was kept count by the rates of the others, a step and a
-    sample.
+    Arms that ran on a GPU, under other settings or before CPU time was kept count by the rates of the others: a step, a sample
+    and the choice of what is pruned where.
     """
     rows = study(root, "sparsity")
     seconds = [found for teacher in TEACHERS for found in cpu_seconds(
-        rows, *(list({key(task.arm, task.seed): task for task in tasks() if task.teacher == teacher}.values())
-                for tasks in (queue, everything)))]
+        rows, *([task for task in tasks() if task.teacher == teacher] for tasks in (queue, everything)))]
     return at_most(6, [] if None in seconds else [sum(seconds) / 2 / 3600], " h")
 
 
 def cpu_seconds(rows: list[dict], tasks: list[Task], others: list[Task]) -> list[float | None]:
-    """Of each task of one teacher: measured under its settings, or by rates fitted to all of `others` that are. None: it did
-    not run at all."""
-    ran = [any(task.owns(row) for row in rows) for task in tasks]
+    """Of each arm of one teacher's tasks: measured under its settings, or by rates fitted to all of `others` that are. None: it
+    did not run at all."""
     timed = [(work(task), seconds) for task in others if (seconds := seconds_of(rows, task)) is not None]
     if not timed:
         return [None] * len(tasks)
     rates, _ = nnls(*(np.array(column, float) for column in zip(*timed, strict=True)))
-    return [seconds if seconds is not None else float(np.dot(work(task), rates)) if once else None
-            for task, once in zip(tasks, ran, strict=True) for seconds in [seconds_of(rows, task)]]
+
+    def found(task: Task) -> float | None:
+        seconds = seconds_of(rows, task)
+        if seconds is None and any(task.owns(row) for row in rows):
+            return float(np.dot(work(task), rates))
+        return seconds
+
+    return [found(task) for task in {key(task.arm, task.seed): task for task in tasks}.values()]
 
 
 def seconds_of(rows: list[dict], task: Task) -> float | None:
@@ -155,6 +180,6 @@ def seconds_of(rows: list[dict], task: Task) -> float | None:
                  and row["protocol"].startswith(task.protocol)), None)
 
 
-def work(task: Task) -> tuple[int, int]:
-    """Steps of training, samples drawn."""
-    return task.arm.steps if task.arm.method else 0, task.samples * (1 + task.arm.int8)
+def work(task: Task) -> tuple[int, int, int]:
+    """Steps of training, samples drawn, and whether places are chosen one by one."""
+    return (task.arm.steps if task.arm.method else 0, task.samples * (1 + task.arm.int8), int(task.arm.allocation != "uniform"))

@@ -10,25 +10,27 @@ import contextlib
 import fcntl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import results
-from benchmarks.sparsity import compare, study
-from benchmarks.sparsity.arms import HALF, LAYERS, OURS, PARTS_OF_OURS, STEPS, key
-from benchmarks.sparsity.lab import Lab, device_of, open_lab
+from benchmarks.sparsity import choice, compare, study
+from benchmarks.sparsity.arms import HALF, LAYERS, OURS, PARTS_OF_OURS, STEPS, UNIT, key
+from benchmarks.sparsity.lab import Bench, Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
 from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue, seeds_of
+from benchmarks.sparsity.shapes import model_of
 from tasks.core.machine import describe
 from tasks.core.quality import paired_distance
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, *PARTS_OF_OURS)}  # what is compared with ours
 SECONDS = ("seconds", "wall_seconds", "host_seconds")  # an arm that has one of them is done
-TIMED_S = {"units": 30, "mao": 5}  # s of timing on each backend
+UNITS_S, MAO_S = 30, 5
+WIDE = "ddpm_cifar10"  # of 128 and 256 channels, where the shipped UNet has 16 and 32
 
 
 def run(tasks: list[Task], labs: dict[str, Lab], device: str) -> None:
@@ -52,11 +54,16 @@ def run(tasks: list[Task], labs: dict[str, Lab], device: str) -> None:
 def finish(task: Task, lab: Lab) -> None:
     began = time.process_time()
     numbers = study.measure(task.arm, lab, task.seed, task.samples)
-    if device_of(lab.teacher).type == "cpu":
-        found = rows(task, numbers | {"seconds": time.process_time() - began}) + speeds(task, lab, numbers["macs_share"])
-    else:
-        found = rows(task, numbers | {"host_seconds": time.process_time() - began}, f"; on {torch.cuda.get_device_name()}")
-    results.replace(RESULTS, task.owns, found)
+    on_cpu = device_of(lab.teacher).type == "cpu"
+    numbers["seconds" if on_cpu else "host_seconds"] = time.process_time() - began
+    for same in twins(task):
+        found = rows(same, numbers, "" if on_cpu else f"; on {torch.cuda.get_device_name()}")
+        results.replace(RESULTS, same.owns, found + (speeds(same, lab) if on_cpu else []))
+
+
+def twins(task: Task) -> list[Task]:
+    """Tasks of the same arm, which are done together; itself among them."""
+    return [other for other in everything() if features_of(other) == features_of(task)]
 
 
 @contextlib.contextmanager
@@ -73,24 +80,36 @@ def own_work(task: Task) -> Iterator[bool]:
             yield True
 
 
-def speeds(task: Task, lab: Lab, kept_macs: float) -> list[dict]:
-    """Rows of the parts whose speed is measured."""
-    if task.part not in TIMED_S:
+def speeds(task: Task, lab: Lab) -> list[dict]:
+    """Rows of what speed is measured of."""
+    if not timed_s(task):
         return []
+    found = rows(task, compare.speed(lab, task.arm, study.kept_masks(task.arm, lab, lab.teacher), timed_s(task)))
+    return [row | {"protocol": f"{timed_on()}; {row['protocol']}"} for row in found]
+
+
+def timed_s(task: Task) -> float:
+    """s of timing on each backend: units of finalists, and of Mao et al. all."""
+    return {("long", "unit"): UNITS_S, ("mao", task.arm.grain): MAO_S}.get((task.part, task.arm.grain), 0) * (task.seed == 0)
+
+
+def timed_on() -> str:
+    """The part of a protocol that all timings share."""
     machine = describe()
-    where = f"{machine['cores']} cores, {machine['cpu']}; {torch.get_num_threads()} threads; batch {compare.TIMED_BATCH}"
-    found = rows(task, compare.speed(lab, task.arm, kept_macs, TIMED_S[task.part]))
-    return [row | {"protocol": f"{where}; interleaved; {row['protocol']}"} for row in found]
+    return (f"{machine['cores']} cores, {machine['cpu']}; {torch.get_num_threads()} threads; batch {compare.TIMED_BATCH}; "
+            "interleaved")
 
 
 def time_again(tasks: list[Task], labs: dict[str, Lab]) -> None:
-    """Speeds of the arms that are done, on a machine that does nothing else."""
+    """Speeds of the arms that are done and of a network with wider layers, on a machine that does nothing else."""
     for task in tasks:
-        own = [row for row in results.read(RESULTS) if task.owns(row)]
-        kept_macs = [float(row["value"]) for row in own if row["metric"] == "macs_share"]
-        if task.part in TIMED_S and done(task):
-            found = speeds(task, opened(task.teacher, labs), kept_macs[0])
+        if timed_s(task) and done(task):
+            found = speeds(task, opened(task.teacher, labs))
             results.replace(RESULTS, lambda row, of=task: of.owns(row) and row["metric"].startswith("speedup_"), found)
+    if any(task.part == "long" for task in tasks):
+        wide = Bench(name=WIDE, teacher=model_of(WIDE))
+        found = compare.speed(wide, UNIT, study.masks_of(UNIT, wide, wide.teacher), UNITS_S)
+        renew(plain_rows(WIDE, f"long.{UNIT.name}", found, f"{timed_on()}; random weights"))
 
 
 def done(task: Task) -> bool:
@@ -106,8 +125,20 @@ def opened(teacher: str, labs: dict[str, Lab], device: str = "cpu") -> Lab:
 
 
 def rows(task: Task, numbers: dict[str, float], where: str = "") -> list[dict]:
-    return [{"teacher": task.teacher, "variant": task.variant, "seed": task.seed, "metric": metric, "value": f"{value:.6g}",
-             "protocol": task.protocol + where} for metric, value in numbers.items()]
+    return plain_rows(task.teacher, task.variant, numbers, task.protocol + where, task.seed)
+
+
+def plain_rows(teacher: str, variant: str, numbers: dict[str, float], protocol: str, seed: int = 0) -> list[dict]:
+    return [{"teacher": teacher, "variant": variant, "seed": seed, "metric": metric, "value": f"{value:.6g}",
+             "protocol": protocol} for metric, value in numbers.items()]
+
+
+def compare_plans(teachers: Iterable[str], labs: dict[str, Lab]) -> None:
+    """What blocks are chosen by: plans as wholes, before training. Minutes."""
+    said = f"untrained; {choice.WHOLE_IMAGES} images, DDIM {STEPS} uniform; the seed is that of their noise"
+    for teacher in teachers:
+        renew([row for name, found in choice.compared(opened(teacher, labs)).items() for noise, value in enumerate(found)
+               for row in plain_rows(teacher, f"plans.{name}", {"strays": value}, said, noise)])
 
 
 def compare_all(tasks: list[Task], labs: dict[str, Lab]) -> None:
@@ -164,14 +195,15 @@ def is_comparison(metric: str) -> bool:
 
 
 def bases(task: Task, judged: list[Task]) -> list[Task]:
-    """`dense` trained as long; `ours`, of its variants; one density for all blocks, of one chosen for each."""
+    """`dense` trained as long; `ours`, of its variants; one density for all blocks, of one chosen for each. Of twins one."""
     def is_base(base: Task) -> bool:
         return (base.arm.name == "dense" and task.arm.method and base.arm.steps == task.arm.steps
                 or (base.part, base.arm.name) == (task.part, OURS.name) and task.arm.name in BESIDE_OURS
                 or (base.variant, task.variant) == ("blocks.one_density", "blocks.chosen"))
 
-    return [base for base in judged if (base.teacher, base.seed) == (task.teacher, task.seed) and base is not task
-            and is_base(base)]
+    found = {base.arm.name: base for base in judged if (base.teacher, base.seed) == (task.teacher, task.seed)
+             and base.samples >= task.samples and features_of(base) != features_of(task) and is_base(base)}
+    return list(found.values())
 
 
 def features_of(task: Task, of: str = "") -> Path:
@@ -183,12 +215,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparsity", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=sorted({task.part for task in everything()}), help="one part of the study")
     parser.add_argument("--teacher", choices=TEACHERS, help="one teacher")
-    parser.add_argument("--further", action="store_true", help="and what goes past 2 cores and hours: more training seeds")
+    parser.add_argument("--further", action="store_true", help="and what goes past 2 cores and hours")
     parser.add_argument("--device", default="cpu", help="that trains and samples, such as cuda")
     parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
     parser.add_argument("--compare", action="store_true", help="compare the arms that are done, train none")
     parser.add_argument("--plot", action="store_true", help="draw curves.png of what there is, do nothing else")
     parser.add_argument("--speed", action="store_true", help="time the arms that are done once more, train none")
+    parser.add_argument("--plans", action="store_true", help="compare what blocks can be chosen by, train none")
     asked = parser.parse_args(arguments)
     tasks = [task for task in (everything() if asked.further else queue())
              if asked.only in (None, task.part) and asked.teacher in (None, task.teacher)]
@@ -203,6 +236,9 @@ def main(arguments: list[str] | None = None) -> None:
             return
         if asked.speed:
             time_again(tasks, labs)
+            return
+        if asked.plans:
+            compare_plans([asked.teacher] if asked.teacher else TEACHERS, labs)
             return
         if not asked.compare:
             run(tasks, labs, asked.device)

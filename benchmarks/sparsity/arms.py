@@ -39,7 +39,7 @@ class Arm:
     permute: bool = False            # hidden units are reordered first, for N:M to keep more
     made_up: bool = False            # training starts from weights that make up for the masked ones
     method: str | None = "sr_ste"
-    steps: int = 600
+    steps: int = EQUAL_STEPS["mnist_dit"]
     settings: Mapping = field(default_factory=dict)
     int8: bool = False               # judged in int8, too
     attention: bool = False          # of grain unit: heads of attentions go, too
@@ -73,14 +73,12 @@ PARTS_OF_OURS = (
     replace(OURS, name="ours_data_free", settings={**TAUGHT, "bank_share": 1.0}),
     replace(OURS, name="ours_at_first", saliency="activation", settings={"data": 0.0, "lr": 1e-3}),
 )
-HALF = replace(OURS, name="ours_half", steps=300)  # the plateau test: what does the second half still bring?
+HALF = replace(OURS, name="ours_half")  # the plateau test, at half the steps: what does the second half still bring?
 LAYERS = replace(OURS, name="ours_as_uniform", allocation="as_uniform")
 UNIT = Arm(name="unit_uniform", grain="unit", density=0.6, made_up=True, method="fixed", settings=TAUGHT)
 EXACT = replace(UNIT, name="unit_exact", allocation="exact")
 BLOCKS = (replace(UNIT, name="one_density", density=0.5, attention=True),
           replace(UNIT, name="chosen", density=0.5, attention=True, allocation="as_uniform"))
-LONG = tuple(replace(arm, steps=LONG_STEPS) for arm in (OURS, BASELINES[0], UNIT))
-LONG_EXACT = replace(EXACT, steps=LONG_STEPS)
 LONGER = replace(OURS, steps=2 * LONG_STEPS)
 
 

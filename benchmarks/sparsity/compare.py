@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.stats import t as student_t
+from torch import Tensor
 
 from benchmarks.sparsity.arms import Arm
-from benchmarks.sparsity.lab import Lab
+from benchmarks.sparsity.lab import Bench, Lab
 from benchmarks.sparsity.queue import SAMPLES
-from benchmarks.sparsity.study import kept_masks, network_of
+from benchmarks.sparsity.study import costs, network_of
 from tasks.benchmark.measure import Case, interleaved
 from tasks.core import quality
 from tasks.core.quality import NORMAL_95, Difference, fid_name
@@ -25,6 +26,8 @@ def against(base: np.ndarray, name: str, lab: Lab, found: np.ndarray) -> dict[st
     """loss_to_<name>, its _upper95: relative FID increase of the features `found` (n, D) over those of the same seeds in `base`
     (N, D), N >= n, by paired bootstrap. Fewer than SAMPLES stand in the name: loss_to_dense_2k."""
     n = len(found)
+    if len(base) < n:
+        raise ValueError(f"{name}: {len(base)} samples to compare {n} with")
     metric = f"loss_to_{name}" + ("" if n == SAMPLES else fid_name(n).removeprefix("fid"))
     (fid, fids), (fid_base, fids_base) = (lab.bootstrap.fids(features) for features in (found, base[:n]))
     return named(metric, quality.relative_difference(fid, fid_base, fids, fids_base))
@@ -75,10 +78,10 @@ def over_seeds(estimates: Sequence[float], bounds: Sequence[float], shared: bool
     return OverSeeds.of(estimates, within)
 
 
-def speed(lab: Lab, arm: Arm, kept_macs: float, budget_s: float) -> dict[str, float]:
+def speed(lab: Bench, arm: Arm, masks: dict[str, Tensor], budget_s: float) -> dict[str, float]:
     """Measured evaluations per second over those of the dense teacher, interleaved, and what the removed MACs predict. Training
     changes no time, so the masks are on the teacher's own weights."""
-    masks = kept_masks(arm, lab, lab.teacher)
+    kept_macs = costs(lab, arm, masks)["macs_share"]
     nets = {"dense": lab.teacher, "sparse": network_of(lab, arm, lab.teacher.model.state_dict(), masks)}
     found = {"speedup_predicted": 1 / kept_macs}
     for backend in ("eager", "openvino"):

@@ -45,10 +45,18 @@ CALIBRATION_NOISE = 77_777  # of all images that something is chosen by; none th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lab:
+class Bench:
+    """What speed is measured on."""
+
     name: str
+    teacher: Denoiser  # on the device where arms are trained and sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab(Bench):
+    """What quality is measured with. calibration: where the teacher is."""
+
     folder: Path
-    teacher: Denoiser          # on the device where arms are trained and sampled, and so is calibration
     images: Images             # real ones and the teacher's own
     held: Calibration          # holdout images, noised
     calibration: Calibration   # of the teacher's own samples, noised

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.sparsity.arms import BASELINES, FRONTIER, MAO, PARTS_OF_OURS, Arm
+from benchmarks.sparsity.arms import BASELINES, FRONTIER, LAYERS, MAO, ONE_SHOTS, PARTS_OF_OURS, Arm
 from benchmarks.sparsity.queue import TEACHERS
 from tasks.core.sparsity import GRAINS
 
@@ -50,7 +50,7 @@ def frontier(axis: Axes, values: Values, across: str, label: str) -> None:
 
 def methods(axis: Axes, values: Mapping[str, Values]) -> None:
     """A row for each way of making a 2:4 model, a mark for each teacher."""
-    names = [arm.name for arm in (*BASELINES, *PARTS_OF_OURS)
+    names = [arm.name for arm in (*BASELINES, *ONE_SHOTS, *PARTS_OF_OURS, LAYERS)
              if any(arm.name in found for found in values.values()) and arm.name != "teacher"]
     for (teacher, found), marker in zip(values.items(), "os", strict=True):
         points = [(found[name]["fidelity"], place) for place, name in enumerate(names) if name in found]

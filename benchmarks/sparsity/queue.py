@@ -16,8 +16,7 @@ from benchmarks.sparsity.arms import (
     HALF,
     LAYERS,
     LAYERS_STEPS,
-    LONG,
-    LONG_EXACT,
+    LONG_STEPS,
     LONGER,
     MAO,
     ONE_SHOTS,
@@ -31,8 +30,8 @@ from benchmarks.sparsity.arms import (
 
 TEACHERS = ("mnist_dit", "mnist_unet")
 SEEDS = (0, 1, 2)            # of the training of finalists; judged on noise of its own each
-FRESH = (1, 2, 3)            # of arms whose seed 0 was seen while they were made
-FRESHER = tuple(range(4, 11))  # of those whose FRESH were seen
+BLOCKS_SEEDS = (1, 2, 3)
+LAYERS_SEEDS = tuple(range(4, 11))  # those up to 3 were seen while the arm was made
 SAMPLES, FEW = 10_000, 2000  # of an arm whose quality is claimed, and of the others
 
 
@@ -54,40 +53,55 @@ class Task:
         return (row["teacher"], row["variant"], row["seed"]) == (self.teacher, self.variant, str(self.seed))
 
     @property
-    def protocol(self) -> str:
+    def training(self) -> str:
+        """What a protocol says of it first."""
         how = f"{self.arm.steps} steps of batch {COMMON['batch']}" if self.arm.method else "not trained"
-        return (f"{how}; {self.samples} samples, DDIM {STEPS} uniform, report net, 9000 unseen digits; "
+        return f"{how}; {self.samples} samples"
+
+    @property
+    def protocol(self) -> str:
+        return (f"{self.training}, DDIM {STEPS} uniform, report net, 9000 unseen digits; "
                 f"settings {key(self.arm, self.seed).rpartition('-')[2]}")
 
 
 def queue() -> Iterator[Task]:
-    """What a claim needs comes first."""
+    """Everything with one training seed, what a claim needs first."""
     dense, ours, *others = BASELINES
     yield from tasks("baselines", (dense, ours), SAMPLES, steps=EQUAL_STEPS)
-    yield from tasks("long", LONG, SAMPLES)
-    yield from tasks("blocks", BLOCKS, SAMPLES, FRESH[:1])
-    yield from tasks("layers", (OURS, LAYERS), SAMPLES, FRESHER[:1], steps=LAYERS_STEPS)
+    yield from long((ours, dense), SEEDS[:1])
+    yield from forty_percent(SEEDS[:1])
+    yield from tasks("blocks", BLOCKS, SAMPLES, BLOCKS_SEEDS[:1])
+    yield from tasks("baselines", (LAYERS,), SAMPLES, steps=EQUAL_STEPS)
     yield from tasks("baselines", others, FEW, steps=EQUAL_STEPS)
     yield from tasks("baselines", (HALF,), SAMPLES, steps={teacher: steps // 2 for teacher, steps in EQUAL_STEPS.items()})
     yield from tasks("mao", MAO, FEW, teachers=TEACHERS[:1])
 
 
 def further() -> Iterator[Task]:
-    """What goes past 2 cores and hours: more training seeds and steps, units after fewer, what ours is made of, other ways of
-    one-shot, and of Mao et al. more densities and the other teacher."""
-    yield from tasks("long", LONG, SAMPLES, SEEDS[1:])
-    yield from tasks("long", (LONG_EXACT,), SAMPLES, SEEDS, teachers=TEACHERS[1:])  # one density removes half of its widths
+    """What goes past 2 cores and hours: more training seeds, more steps, what ours is made of, other ways of one-shot, one
+    density of units on the UNet, and of Mao et al. more densities and the other teacher."""
+    yield from long((OURS, BASELINES[0]), SEEDS[1:])
+    yield from forty_percent(SEEDS[1:])
+    yield from long((UNIT,), SEEDS, TEACHERS[1:])
     yield from tasks("longer", (LONGER,), SAMPLES, teachers=TEACHERS[1:])  # does it come nearer to the teacher?
-    yield from tasks("blocks", BLOCKS, SAMPLES, FRESH[1:])
-    yield from tasks("layers", (OURS, LAYERS), SAMPLES, FRESHER[1:], steps=LAYERS_STEPS)
+    yield from tasks("blocks", BLOCKS, SAMPLES, BLOCKS_SEEDS[1:])
+    yield from tasks("layers", (OURS, LAYERS), SAMPLES, LAYERS_SEEDS, steps=LAYERS_STEPS)
     yield from tasks("baselines", PARTS_OF_OURS, FEW, teachers=TEACHERS[:1])
     yield from tasks("baselines", ONE_SHOTS, FEW)
-    yield from tasks("units", (UNIT,), SAMPLES)
-    yield from tasks("units", (EXACT,), SAMPLES, teachers=TEACHERS[1:])
     frontier = MAO[0], *FRONTIER
     yield from tasks("mao", frontier, FEW, teachers=TEACHERS[1:])
     yield from tasks("mao", [arm for arm in FRONTIER if arm not in MAO], FEW, teachers=TEACHERS[:1])
     yield from tasks("mao", (*frontier, *COARSE), FEW, SEEDS[1:], teachers=TEACHERS[:1])
+
+
+def long(arms: Iterable[Arm], seeds: Iterable[int], teachers: Iterable[str] = TEACHERS) -> Iterator[Task]:
+    return tasks("long", arms, SAMPLES, seeds, teachers, dict.fromkeys(TEACHERS, LONG_STEPS))
+
+
+def forty_percent(seeds: Iterable[int]) -> Iterator[Task]:
+    """What removes 40 % of the MACs: on the DiT one density, which takes half of the UNet's widths."""
+    yield from long((UNIT,), seeds, TEACHERS[:1])
+    yield from long((EXACT,), seeds, TEACHERS[1:])
 
 
 def everything() -> Iterator[Task]:
@@ -97,9 +111,7 @@ def everything() -> Iterator[Task]:
 
 def seeds_of(task: Task) -> tuple[int, ...]:
     """Whose results are taken together; none where there is one."""
-    if task.part == "long":
-        return SEEDS
-    return {LAYERS.name: FRESHER, BLOCKS[1].name: FRESH}.get(task.arm.name, ())
+    return {"long": SEEDS, "blocks": BLOCKS_SEEDS, "layers": LAYERS_SEEDS}.get(task.part, ())
 
 
 def tasks(part: str, arms: Iterable[Arm], samples: int, seeds: Iterable[int] = SEEDS[:1],

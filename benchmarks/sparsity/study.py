@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
-from benchmarks.sparsity.choice import pattern_plan, unit_plan
+from benchmarks.sparsity.choice import CHOSEN_BY, pattern_plan, unit_plan
 from benchmarks.sparsity.lab import (
     CALIBRATION_NOISE,
+    Bench,
     Lab,
     device_of,
     kept_features,
@@ -25,6 +26,7 @@ from benchmarks.sparsity.lab import (
 )
 from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
+from tasks.core.artifacts import digest
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import kept_share, layer_costs
@@ -48,7 +50,7 @@ CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the ac
 
 # ---- masks ----
 
-def masks_of(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
+def masks_of(arm: Arm, lab: Bench, teacher: Denoiser) -> dict[str, Tensor]:
     """Of this teacher's weights, by parameter name; what the grain does not divide stays dense and is named."""
     if arm.grain is None:
         return {}
@@ -71,7 +73,8 @@ def kept_masks(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
     """`masks_of`; what takes minutes to choose is the same for all training seeds, so it is chosen once."""
     if arm.allocation == "uniform":
         return masks_of(arm, lab, teacher)
-    folder = made(lab.folder / "masks" / key(arm, 0), lambda out: save_masks(masks_of(arm, lab, teacher), out))
+    of = digest([arm.grain, arm.density, arm.allocation, arm.saliency, arm.attention, arm.made_up, *CHOSEN_BY])[:8]
+    folder = made(lab.folder / "masks" / f"{arm.name}-{of}", lambda out: save_masks(masks_of(arm, lab, teacher), out))
     return load_masks(folder)
 
 
@@ -125,7 +128,7 @@ def permuted(teacher: Denoiser, grain: str) -> Denoiser:
     return other
 
 
-def network_of(lab: Lab, arm: Arm, weights: dict[str, Tensor], masks: dict[str, Tensor]) -> Denoiser:
+def network_of(lab: Bench, arm: Arm, weights: dict[str, Tensor], masks: dict[str, Tensor]) -> Denoiser:
     """The student as it would ship: units are cut out of its shapes."""
     model = copy.deepcopy(lab.teacher.model)
     model.load_state_dict(weights)
@@ -154,7 +157,7 @@ def measure(arm: Arm, lab: Lab, seed: int, samples: int) -> dict[str, float]:
     return numbers
 
 
-def costs(lab: Lab, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
+def costs(lab: Bench, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
     """Shares of the dense model's MACs, attention products and dense layers counted, of its layers' weights, and of their bits
     with index; references of the masked layers to partial sums."""
     kept, layers = kept_shares(lab.teacher.model, arm.grain, masks) if masks else {}, layer_costs(lab.teacher)

@@ -1,6 +1,6 @@
 """What to prune, where and how far: the least summed error that saves enough, exact; and one density for all, the opponent."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +20,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Option(Cut):
-    error: float  # what it does to the prediction, alone
+    error: float  # of what it is judged by, made alone
     saved: float  # of the dense cost, in the unit of the budget
 
 
-def allocate(options: Sequence[Option], budget: float, pruned: Collection[str] = ()) -> list[Option]:
+def allocate(options: Sequence[Option], budget: float) -> list[Option]:
     """The options, no layer in two of them, with sum(saved) >= budget and the least sum(error).
 
-    A 0-1 programme, solved to optimality by HiGHS. Errors of layers are taken as additive. pruned: layers that do
-    not stay dense.
+    A 0-1 programme, solved to optimality by HiGHS. Errors of layers are taken as additive.
     Raises ValueError with the nearest feasible budget if the options cannot save that much together.
     """
     most = ceiling(options)
@@ -37,7 +36,7 @@ def allocate(options: Sequence[Option], budget: float, pruned: Collection[str] =
     if budget <= 0:
         return []
     share = np.array([option.saved for option in options]) / budget
-    return select(options, [option.error for option in options], LinearConstraint(share[None], lb=1), pruned=pruned)
+    return select(options, [option.error for option in options], LinearConstraint(share[None], lb=1))
 
 
 def ceiling(options: Sequence[Option]) -> float:
@@ -45,14 +44,13 @@ def ceiling(options: Sequence[Option]) -> float:
     return sum(option.saved for option in select(options, [-option.saved for option in options]))
 
 
-def select(options: Sequence[Option], values: Sequence[float], *constraints: LinearConstraint,
-           pruned: Collection[str] = ()) -> list[Option]:
-    """The options with the least sum of values, no layer in two of them and those of `pruned` in one."""
+def select(options: Sequence[Option], values: Sequence[float], *constraints: LinearConstraint) -> list[Option]:
+    """The options with the least sum of values, no layer in two of them."""
     if not options:
         return []
     scaled = np.array(values) * (VALUES / (np.abs(values).max() or 1.0))
     layers = dict.fromkeys(layer for option in options for layer in option.layers)
-    once = LinearConstraint(incidence(options, layers), lb=[layer in pruned for layer in layers], ub=1)
+    once = LinearConstraint(incidence(options, layers), lb=0, ub=1)
     found = milp(scaled, integrality=np.ones(len(options)), bounds=Bounds(0, 1), constraints=[once, *constraints],
                  options={"mip_rel_gap": 0})
     assert found.success, found.message

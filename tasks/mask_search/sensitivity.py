@@ -1,8 +1,8 @@
 """What a cut costs in error: every grain and density that is offered, in every place, one at a time.
 
 The error is that of images and not of predictions: how far a wrong prediction leads differs by timestep and by layer, and plans
-of least summed error in predictions led farther from the dense model's images than those of least error in images
-(benchmarks/sparsity, "Layers chosen one by one").
+of least summed error in predictions lead farther from the dense model's images than those of least error in images, on one of
+two networks farther than one density for all (benchmarks/sparsity, "Blocks chosen one by one").
 """
 
 import contextlib

@@ -9,10 +9,10 @@ from benchmarks.cache.arms import OPPONENTS, OURS, break_even, cells, finalists,
 from benchmarks.claims.__main__ import main, table
 from benchmarks.claims.claim import CLAIMS, GROUPS, at_least, at_most, below
 from benchmarks.claims.search import ALONE, BESIDE
-from benchmarks.claims.sparsity import cpu_seconds
+from benchmarks.claims.sparsity import blocks_beat_one_density, cpu_seconds
 from benchmarks.results import append, write
 from benchmarks.search.curves import SEEDS, STRATEGIES
-from benchmarks.sparsity.queue import Task, queue
+from benchmarks.sparsity.queue import TEACHERS, Task, queue
 from benchmarks.spine.measure import COLUMNS
 
 GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", "make_run_s"): 460,
@@ -297,3 +297,29 @@ def test_an_arm_without_cpu_time_counts_by_the_rates_of_those_that_have_it():
 
 def test_what_is_as_large_as_its_bound_is_not_below_it():
     assert [below(0, found).holds for found in ([-1.0, 0.0], [-1.0, -0.1], [float("inf")], [])] == [False, True, False, None]
+
+
+def chosen_blocks(root, kept: dict[tuple[str, int], float], bounds: dict[str, float], training: str) -> None:
+    """A study in which blocks were chosen. kept: of MACs, by arm and seed; bounds: of FID and distance, by teacher."""
+    (root / "benchmarks" / "sparsity").mkdir(parents=True)
+    rows = [{"variant": f"blocks.{arm}", "seed": seed, "metric": "macs_share", "value": share, "teacher": teacher}
+            for teacher in TEACHERS for (arm, seed), share in kept.items()]
+    rows += [{"variant": "blocks.chosen", "seed": "all", "metric": f"{change}_one_density_upper95", "value": bound,
+              "teacher": teacher} for teacher, bound in bounds.items() for change in ("loss_to", "straying_over")]
+    write(root / "benchmarks" / "sparsity" / "results.csv", [row | {"protocol": training} for row in rows])
+
+
+FAIR, BETTER = {("chosen", 1): 0.5, ("chosen", 2): 0.5, ("one_density", 1): 0.5}, dict.fromkeys(TEACHERS, -0.1)
+
+
+@pytest.mark.parametrize(("kept", "bounds", "training", "word"), [
+    (FAIR, BETTER, "600 steps of batch 64; 10000 samples", "holds"),
+    (FAIR, BETTER | {"mnist_unet": 0.0}, "600 steps of batch 64; 10000 samples", "falls short"),
+    (FAIR | {("chosen", 2): 0.6}, BETTER, "600 steps of batch 64; 10000 samples", "falls short"),  # took more than its share
+    ({("chosen", 1): 0.5}, BETTER, "600 steps of batch 64; 10000 samples", "not measured"),
+    (FAIR, {"mnist_dit": -0.1}, "600 steps of batch 64; 10000 samples", "not measured"),
+    (FAIR, BETTER, "60 steps of batch 64; 10000 samples", "not measured"),  # not what the study asks for now
+])
+def test_what_is_chosen_beats_one_density_within_its_budget_alone(tmp_path, kept, bounds, training, word):
+    chosen_blocks(tmp_path, kept, bounds, training)
+    assert blocks_beat_one_density(tmp_path).word == word

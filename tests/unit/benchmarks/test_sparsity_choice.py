@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
+from benchmarks.sparsity import choice, study
 from benchmarks.sparsity.arms import BLOCKS, EXACT, LAYERS, OURS, UNIT
 from benchmarks.sparsity.choice import image_error, unit_plan
+from benchmarks.sparsity.lab import CALIBRATION_NOISE
 from benchmarks.sparsity.storage import storage_share
 from benchmarks.sparsity.study import masks_of
 from tasks.core.calibration import noised
@@ -46,3 +48,26 @@ def test_blocks_chosen_by_images_save_as_much_as_one_density_attentions_too_and_
     error, model = image_error(lab, 10, 12), teacher.model
     strays = [masked_error(teacher, cut_masks(model, plan), error) for plan in (one_density, chosen)]
     assert strays[1] <= strays[0]
+
+
+def test_plans_are_compared_on_noise_that_none_was_chosen_by(monkeypatch):
+    teacher, images = tiny_dit(), tiny_images()
+    seen = noised(teacher.schedule, images.pixels.numpy(), images.labels.numpy(), 12, torch.Generator().manual_seed(0))
+    noises, judge = [], choice.image_error
+    monkeypatch.setattr(choice, "image_error", lambda *args: noises.append(args[3:] or (CALIBRATION_NOISE,)) or judge(*args))
+    monkeypatch.setattr(choice, "WHOLE_IMAGES", 12)
+    found = choice.compared(SimpleNamespace(name="tiny", teacher=teacher, calibration=seen))
+    assert list(found) == ["one_density", "by_predictions", "by_images"]
+    assert noises == [(CALIBRATION_NOISE,), (CALIBRATION_NOISE + 1,), (CALIBRATION_NOISE + 2,)]  # one chooses, two compare
+    assert sum(found["by_images"]) <= sum(found["one_density"])
+
+
+def test_masks_that_are_chosen_are_chosen_once_for_all_training_seeds(tmp_path, monkeypatch):
+    lab, asked, masks = SimpleNamespace(folder=tmp_path), [], {"a.weight": torch.tensor([True, False])}
+    monkeypatch.setattr(study, "masks_of", lambda *of: asked.append(of) or masks)
+    for arm, times in ((LAYERS, 1), (OURS, 3)):
+        asked.clear()
+        for _ in range(3):
+            found = study.kept_masks(arm, lab, None)
+            assert found.keys() == masks.keys() and all(torch.equal(found[name], masks[name]) for name in masks)
+        assert len(asked) == times

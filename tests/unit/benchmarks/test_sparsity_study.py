@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.sparsity import __main__ as study
 from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
-from benchmarks.sparsity.arms import BASELINES, EQUAL_STEPS, EXACT, FRONTIER, LONG, MAO, OURS, UNIT, key
+from benchmarks.sparsity.arms import BASELINES, EQUAL_STEPS, FRONTIER, MAO, OURS, key
 from benchmarks.sparsity.lab import Bootstrap
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import Gaussian
@@ -24,9 +25,8 @@ def test_every_arm_is_asked_for_once_and_the_finalists_with_three_seeds():
     for teacher in queues.TEACHERS:
         mine = [task for task in tasks if task.teacher == teacher]
         assert {task.arm.name for task in mine if task.part == "baselines"} >= {arm.name for arm in BASELINES}
-        for arm in LONG:
-            assert [task.seed for task in mine if task.variant == f"long.{arm.name}"] == [0, 1, 2]
-    assert {task.arm.name for task in tasks if task.part == "units"} == {UNIT.name, EXACT.name}
+        for name in ("ours", "dense", "unit_uniform", *(["unit_exact"] if teacher == "mnist_unet" else [])):
+            assert sorted(task.seed for task in mine if task.variant == f"long.{name}") == [0, 1, 2]
     assert {task.arm.name for task in tasks if task.part == "mao"} == {arm.name for arm in (*MAO, *FRONTIER)}
 
 
@@ -44,13 +44,16 @@ def test_all_baselines_of_a_teacher_take_as_many_steps_and_the_plateau_test_half
 
 
 def test_an_arm_is_compared_with_dense_trained_as_long():
-    tasks = {(task.teacher, task.variant, task.seed): task for task in queues.everything() if task.part != "mao"}
+    tasks = {(task.teacher, task.variant, task.seed): task for task in queues.everything()}
 
     def bases(*name) -> list[str]:
         return [base.variant for base in study.bases(tasks[name], list(tasks.values()))]
 
     assert bases("mnist_dit", "baselines.sr_ste", 0) == ["baselines.dense"]
     assert bases("mnist_dit", "long.ours", 0) == bases("mnist_dit", "long.ours", 2) == ["long.dense"]
+    assert bases("mnist_unet", "baselines.sr_ste", 0) == ["long.dense"]  # of 2,000 steps, too: the same as baselines.dense
+    assert bases("mnist_unet", "baselines.dense", 0) == bases("mnist_unet", "long.dense", 0) == []
+    assert bases("mnist_dit", "baselines.ours_half", 0) == ["baselines.ours"]  # mao.dense has as many steps and fewer samples
     assert bases("mnist_unet", "blocks.chosen", 1) == ["blocks.one_density"]
     assert bases("mnist_unet", "baselines.ours_half", 0) == ["baselines.ours"]
     assert bases("mnist_dit", "baselines.ours_data_free", 0) == ["baselines.dense", "baselines.ours"]
@@ -140,6 +143,8 @@ def test_few_samples_stand_in_the_metrics_name():
     lab = SimpleNamespace(bootstrap=Bootstrap(judge_of(rng.standard_normal((300, 2))), lambda n: None))
     base = rng.standard_normal((queues.SAMPLES, 2))
     assert compare.against(base, "dense", lab, base.copy()) == {"loss_to_dense": 0.0, "loss_to_dense_upper95": 0.0}
+    with pytest.raises(ValueError, match="dense: 10 samples to compare 2000 with"):
+        compare.against(base[:10], "dense", lab, base[:2000])
     few = compare.against(base, "dense", lab, base[:2000] + 1)
     assert few.keys() == {"loss_to_dense_2k", "loss_to_dense_2k_upper95"} and few["loss_to_dense_2k"] > 1
 
@@ -166,3 +171,14 @@ def test_the_bound_over_three_seeds_covers_as_often_as_it_says(spread):
 
 def judge_of(holdout: np.ndarray) -> Judge:
     return Judge(net=None, features=holdout, labels=None, reference=Gaussian.of(holdout))
+
+
+def test_an_arm_of_two_parts_is_done_once_and_has_rows_in_both(tmp_path, monkeypatch):
+    task = next(task for task in queues.queue() if (task.teacher, task.variant) == ("mnist_unet", "baselines.ours"))
+    assert [twin.variant for twin in study.twins(task)] == ["baselines.ours", "long.ours"]
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results.csv")
+    monkeypatch.setattr(study.study, "measure", lambda *of: {"fid_10k": 0.5})
+    study.results.write(study.RESULTS, [])
+    study.finish(task, SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1))))
+    found = [(row["variant"], row["metric"]) for row in study.results.read(study.RESULTS)]
+    assert found == [(twin, metric) for twin in ("baselines.ours", "long.ours") for metric in ("fid_10k", "seconds")]
