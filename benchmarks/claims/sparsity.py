@@ -9,11 +9,7 @@ from scipy.optimize import nnls
 
 from benchmarks.claims.claim import Outcome, at_least, at_most, below, claim, study
 from benchmarks.sparsity.arms import key
-from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue
-
-# One density removes half from the UNet, whose widths are few granules, so there blocks are chosen one by one to save 40 %.
-FORTY_PERCENT = {"mnist_dit": "unit_uniform", "mnist_unet": "unit_exact"}
-WIDE = "ddpm_cifar10"
+from benchmarks.sparsity.queue import FORTY_PERCENT, TEACHERS, WIDE, Task, everything, queue
 
 
 def measured(root: Path, variant: str, metric: str, seed: str = "0") -> dict[str, float]:
@@ -63,9 +59,9 @@ def plateau(root: Path) -> Outcome:
     return not_worse(root, "baselines.ours_half", "ours")
 
 
-def of_units(root: Path, part: str, metric: str, seed: str = "0") -> dict[str, float]:
+def of_units(root: Path, metric: str, seed: str = "0") -> dict[str, float]:
     """Of the students without 40 % of the MACs of feed-forwards or of resnets' convolutions: teacher -> value."""
-    found = {teacher: measured(root, f"{part}.{arm}", metric, seed) for teacher, arm in FORTY_PERCENT.items()}
+    found = {teacher: measured(root, f"long.{arm.name}", metric, seed) for teacher, arm in FORTY_PERCENT.items()}
     return {teacher: values[teacher] for teacher, values in found.items() if teacher in values}
 
 
@@ -73,9 +69,9 @@ def of_units(root: Path, part: str, metric: str, seed: str = "0") -> dict[str, f
 def units_speed(root: Path) -> Outcome:
     """40 % of the MACs of feed-forwards or of resnets' convolutions removed: measured speed of the whole model over what the
     MACs predict, on both backends."""
-    predicted = of_units(root, "long", "speedup_predicted")
+    predicted = of_units(root, "speedup_predicted")
     return at_least(0.9, on_both(*({teacher: speed / predicted[teacher] for teacher, speed in
-                                    of_units(root, "long", f"speedup_{backend}").items()}
+                                    of_units(root, f"speedup_{backend}").items()}
                                    for backend in ("eager", "openvino"))))
 
 
@@ -90,7 +86,7 @@ def units_speed_of_wide_layers(root: Path) -> Outcome:
 @claim("sparsity")
 def units_quality(root: Path) -> Outcome:
     """There, over the dense model trained as long: 95 % bound of the FID increase; three training seeds."""
-    return at_most(0.05, on_both(of_units(root, "long", "loss_to_dense_upper95", "all")))
+    return at_most(0.05, on_both(of_units(root, "loss_to_dense_upper95", "all")))
 
 
 @claim("sparsity")
@@ -102,7 +98,7 @@ def units_quality_at_one_density(root: Path) -> Outcome:
 @claim("sparsity")
 def units_quality_as_it_came(root: Path) -> Outcome:
     """40 % removed, over the teacher that was not trained on."""
-    return at_most(0.05, on_both(of_units(root, "long", "loss_to_teacher_upper95", "all")))
+    return at_most(0.05, on_both(of_units(root, "loss_to_teacher_upper95", "all")))
 
 
 def beats(root: Path, chosen: str, base: str, budget: str, slack: float) -> Outcome:

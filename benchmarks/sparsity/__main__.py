@@ -21,7 +21,7 @@ from benchmarks.sparsity import choice, compare, study
 from benchmarks.sparsity.arms import HALF, LAYERS, OURS, PARTS_OF_OURS, STEPS, UNIT, key
 from benchmarks.sparsity.lab import Bench, Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
-from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue, seeds_of
+from benchmarks.sparsity.queue import TEACHERS, WIDE, Task, everything, queue, seeds_of
 from benchmarks.sparsity.shapes import model_of
 from tasks.core.machine import describe
 from tasks.core.quality import paired_distance
@@ -29,8 +29,7 @@ from tasks.core.quality import paired_distance
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, *PARTS_OF_OURS)}  # what is compared with ours
 SECONDS = ("seconds", "wall_seconds", "host_seconds")  # an arm that has one of them is done
-UNITS_S, MAO_S = 30, 5
-WIDE = "ddpm_cifar10"  # of 128 and 256 channels, where the shipped UNet has 16 and 32
+UNITS_S, MAO_S = 30, 5  # of timing on each backend
 
 
 def run(tasks: list[Task], labs: dict[str, Lab], device: str) -> None:
@@ -56,7 +55,7 @@ def finish(task: Task, lab: Lab) -> None:
     numbers = study.measure(task.arm, lab, task.seed, task.samples)
     on_cpu = device_of(lab.teacher).type == "cpu"
     numbers["seconds" if on_cpu else "host_seconds"] = time.process_time() - began
-    for same in twins(task):
+    for same in (twin for twin in twins(task) if twin == task or not done(twin)):
         found = rows(same, numbers, "" if on_cpu else f"; on {torch.cuda.get_device_name()}")
         results.replace(RESULTS, same.owns, found + (speeds(same, lab) if on_cpu else []))
 
@@ -89,8 +88,10 @@ def speeds(task: Task, lab: Lab) -> list[dict]:
 
 
 def timed_s(task: Task) -> float:
-    """s of timing on each backend: units of finalists, and of Mao et al. all."""
-    return {("long", "unit"): UNITS_S, ("mao", task.arm.grain): MAO_S}.get((task.part, task.arm.grain), 0) * (task.seed == 0)
+    """0: no speed is measured. It is of the first seed's units that are trained long, and of all grains of Mao et al."""
+    if task.seed != 0:
+        return 0
+    return MAO_S if task.part == "mao" else UNITS_S if (task.part, task.arm.grain) == ("long", "unit") else 0
 
 
 def timed_on() -> str:
@@ -137,7 +138,7 @@ def compare_plans(teachers: Iterable[str], labs: dict[str, Lab]) -> None:
     """What blocks are chosen by: plans as wholes, before training. Minutes."""
     said = f"untrained; {choice.WHOLE_IMAGES} images, DDIM {STEPS} uniform; the seed is that of their noise"
     for teacher in teachers:
-        renew([row for name, found in choice.compared(opened(teacher, labs)).items() for noise, value in enumerate(found)
+        renew([row for name, found in choice.plan_errors(opened(teacher, labs)).items() for noise, value in enumerate(found)
                for row in plain_rows(teacher, f"plans.{name}", {"strays": value}, said, noise)])
 
 
@@ -225,6 +226,9 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     tasks = [task for task in (everything() if asked.further else queue())
              if asked.only in (None, task.part) and asked.teacher in (None, task.teacher)]
+    if not tasks:
+        sys.exit(f"error: --only {asked.only}: nothing of it is asked for without --further"
+                 + (f" on {asked.teacher}" if asked.teacher else ""))
     if asked.list:
         for task in tasks:
             print(f"{task.teacher} {task.variant} seed {task.seed}: {task.protocol}")

@@ -89,7 +89,7 @@ def prediction_error(lab: Lab) -> Callable[[], float]:
     return lambda: relative_error(predictions(lab.teacher, lab.calibration), dense)
 
 
-def compared(lab: Lab) -> dict[str, list[float]]:
+def plan_errors(lab: Lab) -> dict[str, list[float]]:
     """How far plans of equal MACs lead from the teacher's images, untrained, on WHOLE_NOISES noises that none was chosen by:
     one density, and blocks chosen by what each alone changes in predictions and in images."""
     one, chosen = BLOCKS

@@ -56,7 +56,7 @@ def test_plans_are_compared_on_noise_that_none_was_chosen_by(monkeypatch):
     noises, judge = [], choice.image_error
     monkeypatch.setattr(choice, "image_error", lambda *args: noises.append(args[3:] or (CALIBRATION_NOISE,)) or judge(*args))
     monkeypatch.setattr(choice, "WHOLE_IMAGES", 12)
-    found = choice.compared(SimpleNamespace(name="tiny", teacher=teacher, calibration=seen))
+    found = choice.plan_errors(SimpleNamespace(name="tiny", teacher=teacher, calibration=seen))
     assert list(found) == ["one_density", "by_predictions", "by_images"]
     assert noises == [(CALIBRATION_NOISE,), (CALIBRATION_NOISE + 1,), (CALIBRATION_NOISE + 2,)]  # one chooses, two compare
     assert sum(found["by_images"]) <= sum(found["one_density"])

@@ -182,3 +182,13 @@ def test_an_arm_of_two_parts_is_done_once_and_has_rows_in_both(tmp_path, monkeyp
     study.finish(task, SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1))))
     found = [(row["variant"], row["metric"]) for row in study.results.read(study.RESULTS)]
     assert found == [(twin, metric) for twin in ("baselines.ours", "long.ours") for metric in ("fid_10k", "seconds")]
+    monkeypatch.setattr(study.study, "measure", lambda *of: {"fid_10k": 0.7})
+    study.finish(task, SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1))))
+    found = {row["variant"]: row["value"] for row in study.results.read(study.RESULTS) if row["metric"] == "fid_10k"}
+    assert found == {"baselines.ours": "0.7", "long.ours": "0.5"}  # what its twin has by now stays
+
+
+def test_a_part_that_only_further_asks_for_is_named_and_nothing_is_compared(monkeypatch):
+    monkeypatch.setattr(study, "compare_all", lambda *of: pytest.fail("compared"))
+    with pytest.raises(SystemExit, match="--only layers: nothing of it is asked for without --further"):
+        study.main(["--only", "layers"])
