@@ -18,8 +18,9 @@ COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "surface": "
            "orange": "#060606", "green": "#070707", "pink": "#080808", "faint": "#090909"}
 SERIES = tuple(COLOURS[name] for name in ("blue", "orange", "green", "pink"))
 WIDTH = 10.0  # inches of every figure, so that type has one size on the page
-PLACES = ((8, 0), (-8, 0), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 18), (6, -18),
-          (-6, 18), (-6, -18))  # of a name around its point, in points
+PLACES = ((8, 0), (-8, 0), *((x, y) for away in (9, 18, 27, 36, 45, 54) for x, y in (
+    (6, away), (6, -away), (-6, away), (-6, -away))))  # of a name around its point, in points
+BESIDE = 9.0  # points up or down: a name that is farther has a line to its point
 LINEAR = 1e-3  # KID on either side of 0 between which its axis is linear
 MARKERS = {"fp32": "o", "bf16": "s", "int8": "D"}
 STYLE = {
@@ -157,9 +158,12 @@ def label_points(axes: Axes, points: Sequence[Point]) -> None:
         free = [i for i, b in enumerate(places) if not any(overlap(b, other) for other in taken)]
         place = next((i for i in free if within(places[i], axes.bbox.extents)), free[0] if free else 0)
         taken.append(places[place])
-        said = axes.annotate(point.name, (point.images_per_s, point.distance), PLACES[place], textcoords="offset points",
-                             fontsize=8, va="center", ha="right" if PLACES[place][0] < 0 else "left",
-                             fontweight="bold" if point.name == "compressed" else "normal")
+        dx, dy = PLACES[place]
+        line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+        said = axes.annotate(point.name, (point.images_per_s, point.distance), (dx, dy), textcoords="offset points",
+                             fontsize=8, va="center", ha="right" if dx < 0 else "left",
+                             fontweight="bold" if point.name == "compressed" else "normal",
+                             arrowprops=line if abs(dy) > BESIDE else None)
         said.set_in_layout(False)
 
 
@@ -183,7 +187,7 @@ def plain_ticks(*axes: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     for axis in axes:
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), numticks=20))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 4, 5, 7), numticks=20))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 
@@ -251,7 +255,7 @@ def search(cost: np.ndarray, distance: np.ndarray, front: np.ndarray, growth: Se
         panels[0].legend(loc="lower left", bbox_to_anchor=(-0.03, 0.99), ncols=2, handletextpad=0.2, columnspacing=1,
                          borderpad=0.2)
         panels[1].plot(*zip(*growth, strict=True), color=COLOURS["blue"], marker="o", markersize=4)
-        panels[1].set(xlabel="evaluations", ylabel="hypervolume", ylim=(0, 1))
+        panels[1].set(xlabel="evaluations", ylabel="hypervolume", ylim=(0, None))
         plain_ticks(panels[0].yaxis)
 
     return drawn(draw, "distance against cost of every candidate, and hypervolume over evaluations", size=(WIDTH, 3.6), ncols=2)
