@@ -9,9 +9,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from dvc.exceptions import DvcException
 from prefect import flow
@@ -39,17 +40,23 @@ class Plan:
 @flow(name="compress", validate_parameters=False)
 def compress(scale: str | None = None, until: str | None = None, stage_timeout_h: float = STAGE_TIMEOUT_H) -> State:
     """scale: write it into params.yaml first; until: the last stage to run, with all it needs."""
-    with one_at_a_time():
-        try:
-            plan = prepare(scale, until)
-        except ValueError as error:
-            return Failed(message=str(error))
-        say(f"scale {plan.scale}: {len(plan.stages)} stages, {len(plan.stages) - len(plan.stale)} of them fresh")
-        return run_stages(plan.stages, plan.stale, stage_timeout_h * 3600)
+    with one_at_a_time(say):
+        return bring_up_to_date(scale, until, stage_timeout_h)
+
+
+def bring_up_to_date(scale: str | None, until: str | None, stage_timeout_h: float) -> State:
+    """`compress` without its lock, for a flow that holds it and goes on with what was made."""
+    try:
+        plan = prepare(scale, until)
+    except ValueError as error:
+        return Failed(message=str(error))
+    say(f"scale {plan.scale}: {len(plan.stages)} stages, {len(plan.stages) - len(plan.stale)} of them fresh")
+    return run_stages(plan.stages, plan.stale, stage_timeout_h * 3600)
 
 
 def prepare(scale: str | None = None, until: str | None = None) -> Plan:
-    """The preflight: when it raises ValueError (file, value, bound), nothing has started and nothing was deleted."""
+    """The preflight: when it raises ValueError (file, value, bound), nothing has started and nothing was deleted. It may
+    write `scale`, so whoever calls it holds the lock: stages of a run that is at work read params.yaml one by one."""
     if scale is not None:
         set_scale(scale)
     params = validate_all()
@@ -71,14 +78,14 @@ def set_scale(scale: str) -> None:
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Two runs in one working copy would delete each other's artifacts; the second waits for the first."""
+def one_at_a_time(tell: Callable[[str], object]) -> Iterator[None]:
+    """Two runs in one working copy would delete each other's artifacts; the second waits for the first, and says so."""
     RUNS.mkdir(exist_ok=True)
     with open(RUNS / "run.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another run is at work in this folder; waiting for it to end")
+            tell("another run is at work in this folder; waiting for it to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -92,7 +99,8 @@ def show_result(plan: Plan, seconds: float) -> None:
 def run(asked: argparse.Namespace, until: str | None) -> int:
     """-> exit status. Prefect is started only where there is something for it to run."""
     started = time.monotonic()
-    plan = prepare(asked.scale, until)
+    with one_at_a_time(partial(print, flush=True)):
+        plan = prepare(asked.scale, until)
     if not plan.stale:
         print("everything is fresh, nothing to run")
     else:
@@ -101,7 +109,7 @@ def run(asked: argparse.Namespace, until: str | None) -> int:
         take_over()
         try:
             start_server()
-            state = compress(None, until, asked.stage_timeout_h, return_state=True)
+            state = compress(asked.scale, until, asked.stage_timeout_h, return_state=True)
         except RuntimeError as error:  # raised before the flow began: inside, it would be a state
             print(f"error: Prefect did not start ({error}); `make repro` does the same work without it", file=sys.stderr)
             return 1

@@ -1,4 +1,4 @@
-"""The night's run: the pipeline, then the gates, then promotion and push. A package that passes no gate is never promoted."""
+"""The night's run: the pipeline, then the gates, then promotion and push. A package before a closed gate is never promoted."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows import freshness
-from flows.compress import STAGE_TIMEOUT_H, compress
+from flows.compress import STAGE_TIMEOUT_H, bring_up_to_date, one_at_a_time
 from flows.screen import take_over
 from flows.stages import say
 from tasks.core.artifacts import ARTIFACTS, MANIFEST, REPORTS, RUNS, hash_file, read_json, validate
@@ -22,15 +22,25 @@ CURRENT = "current"
 @flow(name="nightly", validate_parameters=False)
 def nightly(scale: str | None = "full", promoted: str = f"{RUNS}/promoted", stage_timeout_h: float = STAGE_TIMEOUT_H) -> State:
     """promoted: the folder that holds one package per promotion and `current`, a link to the newest."""
-    state = compress(scale, stage_timeout_h=stage_timeout_h, return_state=True)
-    if not state.is_completed():
-        return Failed(message=state.message)
-    push_if_remote()
+    with one_at_a_time(say):  # to the end: another run would delete what is judged, copied and pushed
+        state = bring_up_to_date(scale, None, stage_timeout_h)
+        if not state.is_completed():
+            return state
+        state = judge(Path(promoted))
+        try:
+            push_if_remote()
+        except RuntimeError as error:
+            return Failed(message=f"{state.name}, {state.message}; not pushed: {error}")
+        return state
+
+
+def judge(promoted: Path) -> State:
+    """Promote what passes every gate."""
     closed = gates(read_json(REPORTS / "report.json"), read_json(REPORTS / "fid.json"))
     if closed:
         say("not promoted: " + "; ".join(closed))
         return Completed(name="NotPromoted", message="; ".join(closed))
-    target = promote(validate(PACKAGE), Path(promoted))
+    target = promote(validate(PACKAGE), promoted)
     say(f"promoted: {target}")
     return Completed(name="Promoted", message=str(target))
 

@@ -55,7 +55,10 @@ def work(arguments: list[str]) -> int:
         freshness.exchange("pull", "--run-cache", "--allow-missing")
     status = main(arguments, until=LAST)
     if remote and status == 0:
-        freshness.exchange("push", "--run-cache")
+        try:
+            freshness.exchange("push", "--run-cache")
+        except RuntimeError as error:
+            raise RuntimeError(f"the search is done, but what it found stays here: {error}") from error
         print("pushed to the DVC remote: `dvc pull --run-cache` and `make run` bring it home", flush=True)
     return status
 
@@ -66,13 +69,13 @@ def entry(arguments: list[str]) -> int:
     parser.add_argument("--address", metavar="URL", help="of a Ray dashboard: search there, as a job")
     parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
     asked, rest = parser.parse_known_args(arguments)
-    if asked.address is None:
-        return work(rest) if asked.job else main(rest, until=LAST)
     try:
+        if asked.address is None:
+            return work(rest) if asked.job else main(rest, until=LAST)
         return send(asked.address, rest)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of what was asked; of DVC's remote
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
 
 if __name__ == "__main__":

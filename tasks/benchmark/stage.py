@@ -23,13 +23,11 @@ from tasks.core.denoiser import Denoiser, load
 from tasks.core.machine import describe
 from tasks.core.params import check_choice, check_range
 from tasks.core.progress import track
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import VARIANTS, Recipe
 from tasks.core.sampler import initial_noise, labels_for
 from tasks.runtime.solver import Predict, clip_bound, integrate, solver_steps
 
 INPUTS = ("pretrain_load", "package", "fid")
-VARIANTS = ("dense", "few_steps_ddim", "few_steps_dpm", "sparse", "sparse_distilled", "cache", "precision", "timesteps",
-            "dull_best", "compressed")
 BACKENDS = ("eager", "openvino")
 IMPORTED_BEFORE = ("tasks.runtime.packed", "diffusers.models.transformers.dit_transformer_2d", "diffusers.models.unets.unet_2d",
                    "openvino")  # before memory is measured, so that libraries do not count

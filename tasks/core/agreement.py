@@ -15,6 +15,7 @@ def check(params: dict, stages: tuple[str, ...]) -> None:
     """params: resolved, every block of a stage valid by itself. Raises ValueError with key, value and bound."""
     check_resources(params["resources"], stages)
     check_batches(params)
+    check_noise(params)
     check_goal(params["goal"], params)
 
 
@@ -27,6 +28,15 @@ def check_batches(params: dict) -> None:
             raise ValueError(f"{key}: {batch} is not one of profile.batches: {timed}")
     if (batch := params["report"]["batch"]) not in measured:
         raise ValueError(f"report.batch: {batch} is not one of benchmark.batches: {measured}")
+
+
+def check_noise(params: dict) -> None:
+    """Nothing is judged on noise that another stage chose with; fid itself knows of its dull front's."""
+    choosers = {f"{stage}.seed": params[stage]["seed"] for stage in ("pretrain_load", "mask_search", "cache_learn", "package")}
+    choosers["evolve.protocol.seed"] = params["evolve"]["protocol"]["seed"]
+    for key, seed in choosers.items():
+        if seed == params["fid"]["seed"]:
+            raise ValueError(f"fid.seed: {seed} is {key}, too: samples would be judged on noise that something was chosen with")
 
 
 def check_goal(goal: dict, params: dict) -> None:

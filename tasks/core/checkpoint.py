@@ -23,11 +23,11 @@ class Checkpoint:
         self._warned = False
 
     def load(self) -> dict | None:
-        """The saved state, or None when there is none; a file cut short by a full disk counts as none."""
+        """The saved state, on the CPU; None when there is none. A file cut short by a full disk counts as none."""
         if not self.path.exists():
             return None
         try:
-            return torch.load(self.path, weights_only=True)
+            return torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError) as error:
             print(f"checkpoint {self.path} is unreadable ({type(error).__name__}); starting afresh")
             return None

@@ -12,6 +12,8 @@ from tasks.runtime.solver import SOLVERS
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
 TOKENS = ("fp32", "bf16", *(f"w{w}a{a}" for w in range(3, 9) for a in range(3, 9)))  # what it matches
+VARIANTS = ("dense", "few_steps_ddim", "few_steps_dpm", "sparse", "sparse_distilled", "cache", "precision", "timesteps",
+            "dull_best", "compressed")  # what is packaged and measured, in the order of every table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     member = magnitude.reshape(-1, m).unbind(1)
     rank = [torch.zeros_like(member[0], dtype=torch.uint8)] * m  # how many of its group come before it
     for i, j in combinations(range(m), 2):
-        # comparing pairs is several times faster than sorting groups of four, and distillation does it every step
+        # comparing pairs is faster than sorting groups of four, and distillation does it every step
         later = (member[j] > member[i]).view(torch.uint8)
         rank[i], rank[j] = rank[i] + later, rank[j] + (1 - later)
     return torch.stack([r < n for r in rank], 1).view(magnitude.shape).movedim(-1, 1).contiguous()

@@ -71,9 +71,8 @@ class AttentionInFp32(TorchFunctionMode):
 
 @contextlib.contextmanager
 def mixed_precision(device: torch.device | str, bf16: bool):
-    """bf16 autocast. On a CPU attention stays in fp32: the flash kernel's backward in bf16 is 7 times slower (torch 2.13, EPYC
-    with AVX512-BF16: 82 against 12 ms for 6 blocks of 49 tokens at batch 64), and with the MATH kernel a step of mnist_unet
-    takes 1.4 times as long."""
+    """bf16 autocast. On a CPU attention stays in fp32: the flash kernel's backward is far slower in bf16 (torch 2.13), and the
+    MATH kernel is slower than either in fp32."""
     device = torch.device(device)
     attention = AttentionInFp32() if bf16 and device.type == "cpu" else contextlib.nullcontext()
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=bf16):

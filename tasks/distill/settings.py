@@ -12,7 +12,7 @@ DECAYS = ("gradient", "decoupled")
 class Settings:
     """The same for every method and grain; shares are of the steps."""
 
-    steps: int                   # optimiser steps; 0 leaves the teacher's weights under the given masks: one-shot
+    steps: int                   # optimiser steps; 0 leaves the start under the given masks
     batch: int                   # images an optimiser step
     accumulate: int              # parts that a batch is computed in, one after the other; divides it
     lr: float                    # peak, after the warm-up; a cosine to 0 follows

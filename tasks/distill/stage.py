@@ -1,10 +1,10 @@
-"""Train the masked students from the dense teacher, one per grain, with one loop.
+"""Train the masked students from the dense teacher, one per grain, with one loop; on a GPU where torch sees one.
 
 Reads: data (train.npy, train_labels.npy unless bank_share is 1; holdout.npy, holdout_labels.npy), pretrain_load (teacher/,
 bank.npy, bank_labels.npy), mask_search (masks.safetensors, weights.safetensors).
 Writes: student_<grain>.safetensors (EMA weights in dense shape, masks applied), masks_<grain>.safetensors (uint8, frozen),
 curve.csv (grain, step, loss, flip_rate); <grain> is 2_4 or unit. Report, per grain: error to the teacher's predictions on the
-holdout before and after, kept share of the masked weights, MACs against dense, last flip rate and that of the freeze.
+holdout, one-shot and trained, kept share of the masked weights, MACs against dense, last flip rate and that of the freeze.
 Left out: quality of samples (fid judges the package); the dense model trained as long (the sparsity study has it); attention
 maps of the teacher as targets.
 """
@@ -29,7 +29,7 @@ from tasks.core.params import check_choice, check_range
 from tasks.core.sparsity import kept_shares, mask_density
 from tasks.distill.images import Images
 from tasks.distill.settings import METHODS, Settings, check_method
-from tasks.distill.train import Student, train
+from tasks.distill.train import Student, train, with_model
 from tasks.runtime.masks import apply_masks, remove_masks
 
 INPUTS = ("data", "pretrain_load", "mask_search")
@@ -52,9 +52,11 @@ class Params(Settings):
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
+    teacher.model.to(device)
     images = pool(teacher, inputs, params.bank_share)
-    held = calibration(teacher, inputs["data"], params)
+    held = calibration(teacher, inputs["data"], params).to(device)
     settings = training_settings(params, teacher)
     rows, numbers = [], {}
     for grain in GRAINS:
@@ -108,15 +110,14 @@ def training_settings(params: Params, teacher: Denoiser) -> Settings:
 
 
 def judge(teacher: Denoiser, grain: str, one_shot: dict[str, Tensor], student: Student, held: Calibration) -> dict:
-    """Relative error of the prediction before (masks on the teacher) and after training, and what the masks leave."""
+    """Relative error of the prediction with the masks on the teacher and after training, and what the masks leave."""
     reference = predictions(teacher, held)
     apply_masks(teacher.model, one_shot)
-    before = relative_error(predictions(teacher, held), reference)
+    untrained = relative_error(predictions(teacher, held), reference)
     remove_masks(teacher.model)
-    trained = copy.copy(teacher)
-    trained.model = copy.deepcopy(teacher.model)
+    trained = with_model(teacher, copy.deepcopy(teacher.model))
     trained.model.load_state_dict(student.weights)
     kept = kept_shares(teacher.model, grain, student.masks)
-    return {"error_before": before, "error_after": relative_error(predictions(trained, held), reference),
+    return {"error_one_shot": untrained, "error_trained": relative_error(predictions(trained, held), reference),
             "density": mask_density(student.masks), "macs_share": kept_share(layer_costs(teacher), kept, "macs"),
             "flip_rate_last": student.curve[-1][2] if student.curve else 0.0, "flip_rate_freeze": student.flips_at_freeze}

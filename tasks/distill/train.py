@@ -6,8 +6,7 @@ SparseDM (arXiv 2404.10445) with SR-STE (arXiv 2102.04010). Where SparseDM's cod
 - SR-STE's decay is a part of the gradient by default and so goes through Adam's normalisation (its code); `decay: decoupled`
   and `precondition` (STEP, arXiv 2302.01172) are two answers to that.
 - The teacher's term stands beside the data's, lam = 0.1 (its CIFAR code; the released ImageNet and COCO scripts have none). By
-  default it stands alone: near the teacher the gradient of the data's term is all noise (the arms `ours` and `made_up` of
-  benchmarks/sparsity).
+  default it stands alone, beside that of the sublayers' outputs (benchmarks/sparsity: `fixed_taught` against `fixed`).
 - It masks anew in every forward, evaluation included, and stores no mask. We freeze the mask of the EMA weights, at the end
   or before: what is judged is what ships.
 - A convolution whose input channels are no multiple of M stays dense; its code groups across kernel taps there.
@@ -163,8 +162,12 @@ class Transfer:
         self.dense.load_state_dict(saved["dense"])
         self.ema.module.load_state_dict(saved["ema"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        self.logged, self.flips, self.frozen = saved["logged"], saved["flips"], saved["frozen"]
-        self.flips_at_freeze = saved["flips_at_freeze"]
+        self.logged, self.frozen = self.here(saved["logged"]), self.here(saved["frozen"])
+        self.flips, self.flips_at_freeze = saved["flips"], saved["flips_at_freeze"]
+
+    def here(self, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+        """A checkpoint may be of another device."""
+        return masks and {name: mask.to(self.device) for name, mask in masks.items()}
 
     def student(self, curve: list[tuple[int, float]]) -> Student:
         """The EMA under its frozen masks, once all steps are done; in the memory order of a file."""

@@ -10,12 +10,12 @@ from tasks.core.cost import LayerCost
 from tasks.core.latency import read_times
 
 STORED_BITS = 8  # of a weight in a package, as a rule; at more bits the index weighs less
-INDEX_BITS = 1   # per weight of a masked layer: a package stores one bit of mask, or for units a smaller layer and none
+MASK_BITS = 1    # per weight of a masked layer: a package stores one bit of mask, or for units a smaller layer and none
 
 
 @dataclass(frozen=True)
 class CostModel:
-    unit: str                                  # what is counted in one evaluation, in words
+    counted: str                               # in one evaluation, in words
     whole: float                               # of the dense model
     price: Callable[[str, str, float], float]  # layer, grain, density -> its part, 0 of what is not counted (norms)
 
@@ -48,7 +48,7 @@ def storage_model(costs: Sequence[LayerCost]) -> CostModel:
     weights = {cost.name: cost.weights for cost in costs}
 
     def price(layer: str, grain: str, density: float) -> float:
-        index = 0 if density == 1 or grain == "unit" else INDEX_BITS
+        index = 0 if density == 1 or grain == "unit" else MASK_BITS
         return weights.get(layer, 0) * (STORED_BITS * density + index)
 
     return CostModel(f"bits at {STORED_BITS} a weight, index included", STORED_BITS * sum(weights.values()), price)
@@ -64,7 +64,8 @@ def latency_model(profile: Path, backend: str, batch: int) -> CostModel:
 def choose(predicted: Mapping[str, Mapping[str, float]], target: str, min_gain: float) -> tuple[str, str]:
     """The grain with the least share of the dense model's cost on the target, and why; "none" if it gains too little.
 
-    predicted: grain -> target (latency | bitops | size) -> cost against dense. The first grain wins a tie.
+    predicted: grain -> target (latency | bitops | size) -> cost against dense. The first grain wins a tie. Errors play no part:
+    how much units save is what `unit_share` asks of them, and what a student loses is known after it is trained, not here.
     """
     shares = {grain: measures[target] for grain, measures in predicted.items()}
     grain = min(shares, key=shares.get)

@@ -10,7 +10,7 @@ from math import lcm
 import torch
 from torch import Tensor, nn
 
-from tasks.core.sparsity import grain_shape, nm_mask, parse_pattern
+from tasks.core.sparsity import grain_shape, parse_pattern
 from tasks.runtime.masks import HiddenUnits, hidden_units
 
 
@@ -20,12 +20,6 @@ def covered(layers: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
     if not found:
         raise ValueError(f"mask_search.cover: none of {', '.join(patterns)} matches a layer of the model")
     return found
-
-
-def nm_masks(layers: Mapping[str, nn.Module], n: int, m: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """-> masks of the layers' weights, and layer -> reason for those that must stay dense."""
-    reasons = misfits(layers, f"{n}:{m}")
-    return {f"{name}.weight": nm_mask(layer.weight, n, m) for name, layer in layers.items() if name not in reasons}, reasons
 
 
 def misfits(layers: Mapping[str, nn.Module], grain: str) -> dict[str, str]:
@@ -57,9 +51,14 @@ def unit_saliency(model: nn.Module, units: HiddenUnits) -> Tensor:
 
 def kept_count(units: HiddenUnits, density: float, multiple: int) -> int:
     """The number of units nearest to the density, in whole granules and in `multiple`s where the width allows it; never 0."""
-    together = lcm(units.granule, multiple)
-    together = units.granule if units.count % together else together
+    together = granule(units, multiple)
     return max(1, round(density * units.count / together)) * together
+
+
+def granule(units: HiddenUnits, multiple: int) -> int:
+    """Units that come and go together: in `multiple`s where the width allows it."""
+    together = lcm(units.granule, multiple)
+    return units.granule if units.count % together else together
 
 
 def salient_units(saliency: Tensor, granule: int, count: int) -> Tensor:

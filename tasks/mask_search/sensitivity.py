@@ -61,16 +61,23 @@ def grain_densities(shape: tuple[int, ...], grain: str, densities: Sequence[floa
     return sorted({max(1, round(density * count)) / count for density in densities} - {1.0})
 
 
-def cut_masks(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, Tensor]:
-    """Masks of cuts that share no layer, by parameter name; what stays has the largest |w| of its grain."""
+def cut_masks(model: nn.Module, cuts: Iterable[Cut], score: Callable[[str], Tensor] | None = None) -> dict[str, Tensor]:
+    """Masks of cuts that share no layer, by parameter name.
+
+    score: layer path -> how much each weight of it matters (`saliency`), |w| by default; grains of the largest sum stay.
+    Units go by |w|.
+    """
+    def magnitude(layer: str) -> Tensor:
+        return model.get_parameter(f"{layer}.weight").detach().abs()
+
+    matters = score or magnitude
     blocks = {units.consumer: units.block for units in hidden_units(model)}
     masks: dict[str, Tensor] = {}
     for cut in cuts:
         if cut.grain == "unit":
             masks |= unit_masks(model, {blocks[name]: cut.density for name in cut.layers if name in blocks})
         else:
-            names = [f"{layer}.weight" for layer in cut.layers]
-            masks |= {name: grain_mask(model.get_parameter(name).detach().abs(), cut.grain, cut.density) for name in names}
+            masks |= {f"{layer}.weight": grain_mask(matters(layer), cut.grain, cut.density) for layer in cut.layers}
     return masks
 
 
@@ -124,14 +131,15 @@ def masked(denoiser: Denoiser, masks: Mapping[str, Tensor],
 
 
 def cut_errors(denoiser: Denoiser, cuts: Sequence[Cut], error: Callable[[], float],
-               statistics: Mapping[str, Statistics] = MappingProxyType({})) -> Errors:
-    """With each cut alone, as `masked_error`.
+               statistics: Mapping[str, Statistics] = MappingProxyType({}),
+               score: Callable[[str], Tensor] | None = None) -> Errors:
+    """With each cut alone, as `masked_error`. score: as in `cut_masks`.
 
     With statistics where training starts from such weights: plain errors are large where the loss is easily made up for.
     """
     errors: dict[tuple[tuple[str, ...], str], dict[float, float]] = {}
     for cut in track(cuts, len(cuts), "sensitivity"):
-        found = masked_error(denoiser, cut_masks(denoiser.model, [cut]), error, statistics)
+        found = masked_error(denoiser, cut_masks(denoiser.model, [cut], score), error, statistics)
         errors.setdefault((cut.layers, cut.grain), {})[cut.density] = found
     return errors
 

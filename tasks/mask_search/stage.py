@@ -4,7 +4,7 @@ Reads: pretrain_load (teacher/, bank.npy, bank_labels.npy), profile (layers.csv,
 Writes: masks.safetensors (`<grain>/<parameter>`, uint8), weights.safetensors (`<grain>/<parameter>`: the weights under these
 masks that give each layer's outputs best), density.csv (grain, layer, density), choice.json:
   chosen, why, by_target, predicted: which of the two mask sets costs least on each target;
-  budget: what each plan saves, and in which unit: for goal.target latency the profile's us (MACs where units save too little
+  budget: what each plan saves, and counted in what: for goal.target latency the profile's us (MACs where units save too little
   time), bitops MACs, size bits with index;
   plans: units allocated block by block (that mask set), all grains mixed, and the uniform opponent of each at the same budget:
   grain and density of each pruned layer, what it saves, cost against dense, error predicted and measured.
@@ -12,14 +12,15 @@ Errors are those of images sampled from fixed noise, against the teacher's; of p
 with weights that make up for the cut ones.
 Report: per mask set one-shot error, the same with those weights, density and MACs; the plans; the sensitivity table; why a
 layer was left dense.
-Left out: training of the mixed plan (students are of one grain); whole blocks as units; permutation of channels before 2:4,
-which `permute.py` finds: it keeps 2 % more of the magnitude and needs its order stored.
+Left out: training of the mixed plan (students are of one grain); whole blocks as units; permutation of channels before 2:4:
+`permute.py` has it, and the arm `one_shot_permuted` of benchmarks/sparsity what it is worth.
 """
 
 import csv
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, lcm
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,12 @@ from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.sampler import network
-from tasks.core.sparsity import GRAINS, grain_mask, kept_shares, mask_density, parse_pattern
+from tasks.core.sparsity import GRAINS, kept_shares, mask_density, parse_pattern
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
-from tasks.mask_search.masks import covered, misfits
+from tasks.mask_search.masks import covered, granule, misfits
 from tasks.mask_search.plans import Plan, describe, make_plans
-from tasks.mask_search.saliency import KINDS, Statistics, input_statistics, made_up, saliency
+from tasks.mask_search.saliency import KINDS, input_statistics, made_up, saliency
 from tasks.mask_search.sensitivity import (
     Errors,
     Trajectories,
@@ -66,7 +67,7 @@ class Params:
     grain_densities: tuple[float, ...]  # kept shares of those that are no N:M
     unit_share: float             # share of the cost of all blocks, on goal.target, that every plan saves
     unit_multiple: int            # kept units come in multiples of this
-    saliency: str                 # whose largest values 2:4 keeps: magnitude | activation | second_order
+    saliency: str                 # whose largest values stay, of all grains but units: magnitude | activation | second_order
     images: int                   # on which each cut's error is measured, the teacher's from the same noise beside them
     steps: int                    # of DDIM that they are sampled with
     inputs: int                   # teacher samples whose inputs to each layer weights are made up on
@@ -116,15 +117,19 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     def error() -> float:
         return dense.error(network(teacher))
 
-    found = search(teacher, layers, models, params, lambda cuts: cut_errors(teacher, cuts, error, statistics))
-    plans = {name: describe(plan, found.model, masked_error(teacher, cut_masks(teacher.model, plan), error, statistics))
+    @functools.cache
+    def score(layer: str) -> Tensor:
+        return saliency(teacher.model.get_parameter(f"{layer}.weight"), statistics[layer], params.saliency)
+
+    found = search(teacher, layers, models, params, lambda cuts: cut_errors(teacher, cuts, error, statistics, score))
+    plans = {name: describe(plan, found.cost_model,
+                            masked_error(teacher, cut_masks(teacher.model, plan, score), error, statistics))
              for name, plan in found.plans.items()}
     masks = {"unit": cut_masks(teacher.model, found.plans["unit"]),
-             BASELINE: pattern_masks(layers[BASELINE], statistics, params.saliency)}
+             BASELINE: cut_masks(teacher.model, layer_cuts(layers[BASELINE], BASELINE, ()), score)}
     weights = {grain: made_up(teacher.model, pruned, statistics) for grain, pruned in masks.items()}
     kept = {grain: kept_shares(teacher.model, grain, pruned) for grain, pruned in masks.items()}
-    choice = decide(predict(kept, models), params) | {"plans": plans, "budget": {
-        "target": params.goal.target, "unit": found.model.unit, "dense": found.model.whole, "saved": found.budget}}
+    choice = decide(predict(kept, models), params) | {"plans": plans, "budget": found.account(params.goal.target)}
     write(out, masks, weights, kept, choice)
     grains = {grain: {"error": masked_error(teacher, pruned, error),
                       "error_made_up": masked_error(teacher, pruned, error, statistics),
@@ -140,11 +145,14 @@ class Search:
     """What was found: plans by name, in which cost they keep which budget, and what each cut alone does."""
 
     plans: dict[str, Plan]
-    model: CostModel
+    cost_model: CostModel
     budget: float
     errors: Errors
     blocks: Mapping[tuple[str, ...], HiddenUnits]  # by the layers that make and read their units
     left_dense: dict[str, str]                     # block -> why no density takes units of it
+
+    def account(self, target: str) -> dict:
+        return {"target": target, "counted": self.cost_model.counted, "dense": self.cost_model.whole, "saved": self.budget}
 
     def unit_density(self) -> dict[str, float]:
         """Block -> kept share of its units in the plan of units alone."""
@@ -165,13 +173,22 @@ def search(teacher: Denoiser, layers: Mapping[str, Mapping[str, nn.Module]], mod
 
     tried = {"unit": params.densities, **dict.fromkeys(params.grains, params.grain_densities)}
     cuts = [cut for grain, densities in tried.items() for cut in cuts_of(grain, densities)]
-    left_dense, errors = whole_blocks(blocks, cuts, params.unit_multiple), measure(cuts)
+    left_dense = whole_blocks(blocks, cuts, params.unit_multiple)
+    if len(left_dense) == len(blocks):
+        raise ValueError(f"mask_search.densities: {list(params.densities)} take no unit of any block; the highest that does is "
+                         f"{highest_density(blocks.values(), params.unit_multiple)}")
+    errors = measure(cuts)
     model = deciding_model(cuts, errors, models, params)
     options = priced(cuts, errors, model)
     budget = budget_of(options, model, params)
     plans = make_plans(options, lambda grain, density: priced(cuts_of(grain, [density]), errors, model), budget,
                        params.min_gain * model.whole)
-    return Search(plans=plans, model=model, budget=budget, errors=errors, blocks=blocks, left_dense=left_dense)
+    return Search(plans=plans, cost_model=model, budget=budget, errors=errors, blocks=blocks, left_dense=left_dense)
+
+
+def highest_density(blocks: Iterable[HiddenUnits], multiple: int) -> float:
+    """That takes units of a block, rounded down to four digits; 0 where none does."""
+    return max((floor(1e4 * (1 - granule(units, multiple) / units.count)) / 1e4 for units in blocks), default=0.0)
 
 
 def deciding_model(cuts: Sequence[Cut], errors: Errors, models: Mapping[str, CostModel], params: Params) -> CostModel:
@@ -182,12 +199,6 @@ def deciding_model(cuts: Sequence[Cut], errors: Errors, models: Mapping[str, Cos
               f"is {params.unit_share}: MACs decide in place of times", flush=True)
         return models["bitops"]
     return model
-
-
-def pattern_masks(layers: Mapping[str, nn.Module], statistics: Mapping[str, Statistics], kind: str) -> dict[str, Tensor]:
-    """BASELINE in every layer, by parameter name."""
-    return {f"{name}.weight": grain_mask(saliency(layer.weight, statistics[name], kind), BASELINE)
-            for name, layer in layers.items()}
 
 
 def read_bank(teacher: Denoiser, folder: Path, images: int, seed: int) -> Calibration:
@@ -215,7 +226,7 @@ def fitting_layers(teacher: Denoiser, cover: tuple[str, ...],
 def whole_blocks(blocks: Mapping[tuple[str, ...], HiddenUnits], cuts: Iterable[Cut], multiple: int) -> dict[str, str]:
     """Block -> why no density takes units of it; said aloud."""
     cut = {cut.layers for cut in cuts if cut.grain == "unit"}
-    found = {units.block: f"no density takes any of {units.count} units, {lcm(units.granule, multiple)} at a time"
+    found = {units.block: f"no density takes any of {units.count} units, {granule(units, multiple)} at a time"
              for layers, units in blocks.items() if layers not in cut}
     for block, reason in found.items():
         print(f"mask_search: unit leaves {block} dense: {reason}", flush=True)

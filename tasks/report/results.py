@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-VARIANTS = ("dense", "few_steps_ddim", "few_steps_dpm", "sparse", "sparse_distilled", "cache", "precision", "timesteps",
-            "dull_best", "compressed")  # the order of every table
+from tasks.core.recipe import VARIANTS
+
 FID = re.compile(r"fid_\d+k?")
 BATCH = re.compile(r"b(\d+)")
 

@@ -135,8 +135,12 @@ def layers(inputs: Inputs) -> Plot:
     tokens = [recipe.precision.get(name, "fp32") for name in names]
     drawing = plots.layers([short(name) for name in names], [density.get(name, 1.0) for name in names],
                            [bits(token) for token in tokens])
-    kept = f"Its weights are the {recipe.sparsity['grain']} student's." if recipe.sparsity else \
-        "The search kept the dense weights: no student came as close at the same cost."
+    if recipe.sparsity:
+        kept = f"Its weights are the {recipe.sparsity['grain']} student's."
+    elif choice["chosen"] == "none":
+        kept = "Its weights are dense: no student was offered to the search."
+    else:
+        kept = "The search kept the dense weights: no student came as close at the same cost."
     return Plot(title="Density and bits of every layer", svg=drawing,
                 text=f"Of compressed. {kept} The mask search preferred {choice['chosen']} ({choice['why']}). "
                      f"{plans_text(choice)}")
@@ -148,7 +152,7 @@ def plans_text(choice: Mapping) -> str:
              "mixed": "every layer its own grain", "uniform": "the best grain at one density"}
     said = [f"{names[name]} {plan['error']['measured']:.3f} at {plan['cost']:.2f} of the cost"
             for name, plan in choice["plans"].items()]
-    return f"One-shot error of plans that save the same ({choice['budget']['unit']}): {'; '.join(said)}."
+    return f"One-shot error of plans that save the same ({choice['budget']['counted']}): {'; '.join(said)}."
 
 
 def curves(inputs: Inputs) -> Plot | None:

@@ -48,7 +48,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
                 sheets=sheets(inputs["fid"], rows, params.images, params.columns),
                 plots=all_plots(rows, setting, inputs, params.goal.target),
                 walls={stage: record["wall_s"] for stage, record in runs.items()},
-                protocol=protocol(fid, timings, runs), commit=next((r["commit"] for r in runs.values()), ""))
+                protocol=protocol(fid, timings, runs), commit=newest_commit(runs))
     (out / "report.html").write_text(render(page))
     (out / "summary.txt").write_text(summary(rows, setting, verdict))
     write_results(out / "results.csv", rows, columns, fid, timings)
@@ -63,8 +63,13 @@ def check_setting(rows: dict[str, Row], setting: tuple[str, int]) -> None:
 
 
 def read_runs() -> dict[str, dict]:
-    """The run records of upstream stages, in the order of the DAG; none where artifacts came from a cache."""
+    """Of each upstream stage the record of its last run here, in the order of the DAG; none where it never ran here."""
     return {stage: read_json(RUNS / f"{stage}.json") for stage in INPUTS if (RUNS / f"{stage}.json").exists()}
+
+
+def newest_commit(runs: dict[str, dict]) -> str:
+    """Of the stage that ran last: upstream stages may be fresh for many commits. Empty where none ran here."""
+    return max(runs.values(), key=lambda record: record["started"])["commit"] if runs else ""
 
 
 def subject() -> str:

@@ -14,7 +14,7 @@ from tasks.core.denoiser import build
 from tasks.distill.images import Images
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
-from tasks.mask_search.masks import nm_masks
+from tests.unit.distill.toy import two_four
 
 KEY, STEPS = "distill-kill-test", 200
 SETTINGS = Settings(steps=STEPS, batch=4, accumulate=1, lr=1e-3, warmup=10, weight_decay=0.01, ema_decay=0.99, sr_ste=2e-4,
@@ -31,7 +31,7 @@ def job(folder: Path) -> Student:
         teacher = build("DiTTransformer2DModel", DIT, {"num_train_timesteps": 50})
         pixels = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     teacher.model.eval().requires_grad_(False)
-    masks, _ = nm_masks({name: layer for name, layer in teacher.prunable_layers().items() if ".ff." in name}, 2, 4)
+    masks = two_four({name: layer for name, layer in teacher.prunable_layers().items() if ".ff." in name})
     images = Images(pixels=pixels, labels=torch.arange(16) % 3, real=16)
     return train(teacher, masks, "2:4", "sr_ste", images, SETTINGS, Checkpoint(folder, KEY, every_s=0.1))
 

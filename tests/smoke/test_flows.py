@@ -1,6 +1,8 @@
 """The flow's machinery on a toy pipeline: streaming, time limits, failures in one line, what is put back, what is fresh."""
 
+import fcntl
 import io
+import json
 import logging
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from prefect.logging import disable_run_logger
+from prefect.states import Completed
 
 from flows import compress, freshness, nightly, stages
 from flows.child import run_child
@@ -245,24 +248,53 @@ def test_files_that_did_not_reach_the_cache_are_no_success(toy):
     assert state.is_failed() and "1 of its files did not get into DVC's cache ([Errno 28] No space" in state.message
 
 
-def test_the_second_run_waits_for_the_first(tmp_path, monkeypatch):
+def test_the_second_run_waits_for_the_first_and_changes_nothing_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = []
-    monkeypatch.setattr(compress, "say", said.append)
     (tmp_path / "runs").mkdir()
+    (tmp_path / "params.yaml").write_text("scale: quick\n")
+    seen = []
     code = ("import fcntl, time; lock = open('runs/run.lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX)\n"
             "print('held', flush=True); time.sleep(1)")
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
-        with compress.one_at_a_time():
-            assert len(said) == 1 and "waiting" in said[0]
-            assert first.wait(10) == 0
+        monkeypatch.setattr(compress, "validate_all", lambda: seen.append(first.wait(10)) or {})
+        monkeypatch.setattr("builtins.print", lambda line, **_: seen.append((line, Path("params.yaml").read_text())))
+        with pytest.raises(KeyError):  # of {}, which is not looked at before the lock is had
+            compress.run(compress.argparse.Namespace(scale="full"), None)
+    (line, params), status = seen
+    assert "waiting" in line and params == "scale: quick\n" and status == 0
+    assert (tmp_path / "params.yaml").read_text() == "scale: full\n"
 
 
 def test_a_closed_gate_says_why():
     good = {"met": True}
     assert nightly.gates(good, {"compressed": {}}) == []
     assert len(nightly.gates({"met": False}, {})) == 2
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_the_night_judges_before_it_pushes_and_a_failed_push_loses_nothing(tmp_path, monkeypatch, met):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts/package/compressed").mkdir(parents=True)
+    (tmp_path / "artifacts/package/manifest.json").write_text("{}")
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/report.json").write_text(json.dumps({"met": met}))
+    (tmp_path / "reports/fid.json").write_text(json.dumps({"compressed": {}}))
+    monkeypatch.setattr(nightly, "validate", lambda folder: folder)
+    monkeypatch.setattr(nightly, "bring_up_to_date", lambda *_: Completed())
+    monkeypatch.setattr(freshness, "has_remote", lambda: True)
+
+    def refused(*_):
+        with pytest.raises(BlockingIOError), open("runs/run.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise RuntimeError("dvc push: no route to host")
+
+    monkeypatch.setattr(freshness, "exchange", refused)
+    with disable_run_logger():
+        state = nightly.nightly.fn()
+    assert state.is_failed() and "no route to host" in state.message
+    assert state.message.startswith("Promoted" if met else "NotPromoted")
+    assert Path("runs/promoted/current").exists() == met
 
 
 def test_promotion_is_whole_and_happens_once(tmp_path, monkeypatch):

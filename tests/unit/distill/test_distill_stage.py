@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import Denoiser, build, load, save
 from tasks.distill import stage
-from tasks.mask_search.masks import nm_masks, unit_masks
+from tasks.mask_search.masks import unit_masks
 from tasks.runtime.masks import hidden_units
-from tests.unit.distill.toy import SETTINGS
+from tests.unit.distill.toy import SETTINGS, two_four
 
 PARAMS = stage.Params(start="made_up", method="sr_ste", holdout=8,
                       **vars(SETTINGS) | {"steps": 4, "lr": 1e-3, "lam": 0.1, "bf16": True})
@@ -44,7 +44,7 @@ def artifacts(folder: Path, denoiser: Denoiser) -> Inputs:
         if denoiser.num_classes:
             np.save(folders[stage_name] / f"{name}_labels.npy", np.arange(12) % 3)
     layers = {n: layer for n, layer in denoiser.prunable_layers().items() if ".ff." in n or ".resnets." in n}
-    masks = {"2:4": nm_masks(layers, 2, 4)[0],
+    masks = {"2:4": two_four(layers),
              "unit": unit_masks(denoiser.model, {units.block: 0.5 for units in hidden_units(denoiser.model)})}
     save_file({f"{grain}/{name}": mask.to(torch.uint8) for grain, found in masks.items() for name, mask in found.items()},
               folders["mask_search"] / "masks.safetensors")
@@ -67,7 +67,7 @@ def test_run_writes_two_students_that_load(kind, tmp_path, monkeypatch):
         for key, mask in masks.items():
             assert mask.dtype == torch.uint8 and (student[key][mask == 0] == 0).all()
         assert report[grain]["density"] == 0.5
-        assert all(report[grain][key] > 0 for key in ("error_before", "error_after", "macs_share"))
+        assert all(report[grain][key] > 0 for key in ("error_one_shot", "error_trained", "macs_share"))
     rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
     assert [(row["grain"], row["step"]) for row in rows] == [("2:4", "2"), ("2:4", "4"), ("unit", "2"), ("unit", "4")]
     assert {row["flip_rate"] for row in rows if row["grain"] == "unit"} == {"0.0"}
@@ -94,7 +94,7 @@ def test_data_free_training_reads_no_training_image(tmp_path, monkeypatch):
 def test_without_steps_the_student_is_the_masked_teacher(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = stage.run(replace(PARAMS, steps=0, start="teacher"), artifacts(tmp_path, tiny("dit")), tmp_path).numbers
-    assert all(row["error_after"] == row["error_before"] and row["flip_rate_last"] == 0 for row in report.values())
+    assert all(row["error_trained"] == row["error_one_shot"] and row["flip_rate_last"] == 0 for row in report.values())
 
 
 def test_training_starts_from_the_weights_that_mask_search_made_up(tmp_path, monkeypatch):

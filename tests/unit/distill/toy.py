@@ -4,10 +4,11 @@ import torch
 
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser, build
+from tasks.core.sparsity import nm_mask
 from tasks.distill.images import Images
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
-from tasks.mask_search.masks import nm_masks, unit_masks
+from tasks.mask_search.masks import misfits, unit_masks
 
 SETTINGS = Settings(steps=6, batch=4, accumulate=1, lr=1e-2, warmup=1, weight_decay=0.01, ema_decay=0.9, sr_ste=2e-4,
                     decay="gradient", prune_at=(0.5,), freeze_at=1.0, precondition=0.0, data=1.0, lam=0.5, features=0.0,
@@ -44,10 +45,15 @@ def tiny_images(labelled: bool = True) -> Images:
 
 def masks_of(denoiser: Denoiser, grain: str) -> dict[str, torch.Tensor]:
     if grain == "2:4":
-        layers = denoiser.prunable_layers()
-        return nm_masks({n: layer for n, layer in layers.items() if ".ff." in n or ".resnets." in n}, 2, 4)[0]
+        return two_four({n: layer for n, layer in denoiser.prunable_layers().items() if ".ff." in n or ".resnets." in n})
     block = "transformer_blocks.0.ff" if denoiser.architecture == "dit" else "mid_block.resnets.0"
     return unit_masks(denoiser.model, {block: 0.5})
+
+
+def two_four(layers: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+    """2:4 masks of the layers that it divides."""
+    left = misfits(layers, "2:4")
+    return {f"{name}.weight": nm_mask(layer.weight, 2, 4) for name, layer in layers.items() if name not in left}
 
 
 def distilled(denoiser: Denoiser, grain: str, checkpoint: Checkpoint, settings: Settings = SETTINGS,

@@ -12,7 +12,7 @@ from torch.ao.pruning import WeightNormSparsifier
 from tasks.core.denoiser import build
 from tasks.core.sparsity import kept_shares, layer_density, nm_mask, parse_pattern
 from tasks.mask_search import sensitivity
-from tasks.mask_search.masks import covered, kept_count, nm_masks, unit_masks, unit_saliency
+from tasks.mask_search.masks import covered, kept_count, misfits, unit_masks, unit_saliency
 from tasks.runtime.masks import HiddenUnits, hidden_units
 
 UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8, 16],
@@ -86,11 +86,9 @@ def test_nm_properties(case):
     assert torch.equal(nm_mask(weight * mask, n, m) & mask & (weight != 0), mask & (weight != 0))
 
 
-def test_indivisible_layers_are_left_dense_and_named():
+def test_indivisible_layers_are_named():
     layers = {"a": nn.Linear(8, 3), "b": nn.Linear(6, 4), "c": nn.Conv2d(3, 8, 3)}
-    masks, dense = nm_masks(layers, 2, 4)
-    assert list(masks) == ["a.weight"]
-    assert dense == {"b": "6 inputs are no multiple of 4", "c": "3 inputs are no multiple of 4"}
+    assert misfits(layers, "2:4") == {"b": "6 inputs are no multiple of 4", "c": "3 inputs are no multiple of 4"}
     with pytest.raises(ValueError, match="no multiple of 4"):
         nm_mask(layers["b"].weight, 2, 4)
 

@@ -110,13 +110,15 @@ def test_same_inputs_same_bytes(tmp_path):
 @pytest.mark.parametrize("kind", ["activation", "second_order"])
 def test_saliency_of_inputs_chooses_other_weights_of_the_same_number(kind, tmp_path):
     inputs = artifacts(tmp_path, tiny("dit"))
-    masks = {}
+    masks, error = {}, {}
     for name in ("magnitude", kind):
         (tmp_path / name).mkdir()
-        stage.run(replace(PARAMS, saliency=name), inputs, tmp_path / name)
+        report = stage.run(replace(PARAMS, saliency=name), inputs, tmp_path / name).numbers
         found = load_file(tmp_path / name / "masks.safetensors")
         masks[name] = torch.cat([mask.flatten() for key, mask in sorted(found.items()) if key.startswith("2:4/")])
+        error[name] = report["sensitivity"]["transformer_blocks.0.ff.net.2"]["2:4"]["0.5"]
     assert masks["magnitude"].sum() == masks[kind].sum() and not torch.equal(masks["magnitude"], masks[kind])
+    assert error["magnitude"] != error[kind], "each cut's error is that of the masks that ship"
 
 
 def choice_of(machine: dict, tmp_path: Path, kind: str = "dit", **changes) -> dict:
@@ -157,6 +159,13 @@ def test_every_plan_keeps_the_one_budget(kind, target, tmp_path):
     assert choice["predicted"]["unit"][target] == pytest.approx(plans["unit"]["cost"])  # counted from the masks themselves
 
 
+def test_densities_that_take_no_unit_name_the_highest_that_does(tmp_path):
+    with pytest.raises(ValueError, match=r"mask_search.densities: \[0.9\] take no unit .* the highest that does is 0.75$"):
+        choice_of(CPU, tmp_path, densities=(0.9,), unit_multiple=16, unit_share=0.05)
+    (tmp_path / "b").mkdir()
+    assert choice_of(CPU, tmp_path / "b", densities=(0.75,), unit_multiple=16, unit_share=0.05)["plans"]["unit"]
+
+
 def test_a_budget_out_of_reach_names_the_nearest(tmp_path):
     """One head of two stays, and a quarter of the feed-forwards."""
     how = {"goal": replace(GOAL, target="bitops"), "densities": (0.25,)}
@@ -173,7 +182,7 @@ def test_where_units_save_too_little_time_macs_decide_and_it_is_said(tmp_path, c
     choice = choice_of(slow, tmp_path)
     assert "removed units save 0.17 of their blocks' time in this machine's profile at most, unit_share is 0.4" in (
         capsys.readouterr().out)
-    assert choice["budget"]["unit"] == "MACs of an image"
+    assert choice["budget"]["counted"] == "MACs of an image"
     assert choice["plans"]["unit"]["saved"] >= choice["budget"]["saved"]
 
 

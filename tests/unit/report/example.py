@@ -126,7 +126,9 @@ def write_tree(folder):
                          "pretrain_load": teacher}.items():
         write_json(reports / f"{name}.json", report)
     for i, stage in enumerate(INPUTS):
-        write_json(runs / f"{stage}.json", {"wall_s": 7.0 * (i + 1), "commit": "0123abcd", "torch": "2.13", "python": "3.11"})
+        newest = stage == "fid"  # run again after the others
+        record = {"started": 100.0 * newest + i, "commit": "89abcdef" if newest else "01234567", "wall_s": 7.0 * (i + 1)}
+        write_json(runs / f"{stage}.json", record | {"torch": "2.13", "python": "3.11"})
     for i, name in enumerate(VARIANTS):
         np.save(artifacts / "fid" / "samples" / f"{name}.npy", digits(40, 3.0 * i, np.random.default_rng(i)))
     write_package(artifacts / "package")
@@ -135,7 +137,7 @@ def write_tree(folder):
     plans = {name: {"cost": 0.81, "error": {"predicted": error, "measured": error}}
              for name, error in (("unit", 0.05), ("mixed", 0.04))}
     write_json(artifacts / "mask_search" / "choice.json", {"chosen": "unit", "why": "latency: 2:4 1.000, unit 0.810",
-                                                           "plans": plans, "budget": {"unit": "us of 8 images on openvino"}})
+                                                           "plans": plans, "budget": {"counted": "us of 8 images on openvino"}})
     write_rows(artifacts / "fid" / "dull.csv", dull_rows())
     write_rows(artifacts / "distill" / "curve.csv",
                [{"grain": grain, **row} for grain, delay in (("2:4", 5), ("unit", 8)) for row in curve(delay)])

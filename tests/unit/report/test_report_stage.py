@@ -77,6 +77,7 @@ def test_the_page_is_whole_small_and_asks_nobody(out):
     text = (out / "report.html").read_text()
     assert len(text) < 3e6
     assert all(link.startswith(("data:image/png", "#")) for link in parsed(out).links)
+    assert "git checkout 89abcdef" in text, "of the stage that ran last"
     assert "<script" not in text and "@import" not in text
     assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", text))
 
@@ -159,7 +160,7 @@ def test_a_search_that_left_no_log_has_no_section(tree):
 
 
 def test_the_plans_of_the_mask_search_stand_beside_each_other():
-    choice = {"budget": {"unit": "MACs"}, "plans": {
+    choice = {"budget": {"counted": "MACs"}, "plans": {
         "unit": {"cost": 0.7, "error": {"measured": 0.05}}, "unit_uniform": {"cost": 0.69, "error": {"measured": 0.25}}}}
     assert plans_text(choice) == (
         "One-shot error of plans that save the same (MACs): units block by block 0.050 at 0.70 of the cost; "
