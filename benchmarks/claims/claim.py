@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.core.artifacts import read_json
 
-GROUPS = ("spine", "sparsity", "cache", "search", "runtime", "operations", "models")
+GROUPS = ("spine", "sparsity", "cache", "search")
 
 
 @dataclass(frozen=True)

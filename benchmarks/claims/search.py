@@ -119,10 +119,12 @@ def evaluation_cost(root: Path) -> Outcome:
 @claim("search")
 def study_time(root: Path) -> Outcome:
     """All parts of the study on 2 cores, searches and fresh noise and judging included. What takes one thread and is not timed
-    runs two at a time."""
+    runs two at a time. Not measured where a part went on from what an earlier run had kept: it took longer than its row."""
     rows = [row for row in study(root, "search") if row["metric"] in ("seconds", "seconds_fresh")]
     whole = {row["variant"] for row in rows} >= {*ALONE, *BESIDE}
     seconds = [float(row["value"]) / (2 if row["variant"] in BESIDE else 1) for row in rows]
+    if whole and any("earlier run kept" in row["protocol"] for row in rows):
+        return Outcome("<= 3 h", f">= {sum(seconds) / 3600:.4g} h", None)
     return at_most(3, [sum(seconds) / 3600] if whole else [], " h")
 
 

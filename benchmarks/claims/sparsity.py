@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ def measured(root: Path, variant: str, metric: str, seed: str = "0") -> dict[str
 
 
 def is_current(row: dict) -> bool:
-    """Whether it says the steps and samples that the study now asks for; of what is no arm, it does."""
-    asked = {task.training for task in everything() if (task.teacher, task.variant) == (row["teacher"], row["variant"])}
-    return not asked or any(training in row["protocol"] for training in asked)
+    """Whether it is of the settings that the study now asks for; of what is no arm, it is."""
+    asked = {task.protocol for task in everything() if (task.teacher, task.variant) == (row["teacher"], row["variant"])}
+    return not asked or any(protocol in row["protocol"] for protocol in asked)
 
 
 def on_both(*parts: dict[str, float]) -> list[float]:
@@ -144,28 +145,35 @@ def study_time(root: Path) -> Outcome:
     """All that `queue` asks for, with one training seed, two arms at a time, each on one of 2 cores, an arm of two parts once;
     setting up and timing is not in it, nor is what `further` asks for.
 
-    Arms that ran on a GPU, under other settings or before CPU time was kept count by the rates of the others: a step, a sample
-    and the choice of what is pruned where.
+    Arms that ran on a GPU, under other settings, in two goes or before CPU time was kept count by the rates of the others: a
+    step, a sample and the choice of what is pruned where.
     """
     rows = study(root, "sparsity")
-    seconds = [found for teacher in TEACHERS for found in cpu_seconds(
+    spent = [found for teacher in TEACHERS for found in cpu_seconds(
         rows, *([task for task in tasks() if task.teacher == teacher] for tasks in (queue, everything)))]
-    return at_most(6, [] if None in seconds else [sum(seconds) / 2 / 3600], " h")
+    if None in spent:
+        return at_most(6, [])
+    hours = {timed: sum(seconds for seconds, by_clock in spent if by_clock == timed) / 2 / 3600 for timed in (True, False)}
+    outcome = at_most(6, [sum(hours.values())], " h")
+    return replace(outcome, measured=f"{outcome.measured}, {hours[False]:.2g} h of them by rates")
 
 
-def cpu_seconds(rows: list[dict], tasks: list[Task], others: list[Task]) -> list[float | None]:
-    """Of each arm of one teacher's tasks: measured under its settings, or by rates fitted to all of `others` that are. None: it
-    did not run at all."""
+def cpu_seconds(rows: list[dict], tasks: list[Task], others: list[Task]) -> list[tuple[float, bool] | None]:
+    """Of each arm of one teacher's tasks: seconds, and whether they were measured under its settings; if not, they are by rates
+    fitted to all of `others` that were. None: it did not run at all, or nothing says a rate of what it does."""
     timed = [(work(task), seconds) for task in others if (seconds := seconds_of(rows, task)) is not None]
     if not timed:
         return [None] * len(tasks)
-    rates, _ = nnls(*(np.array(column, float) for column in zip(*timed, strict=True)))
+    done, clock = (np.array(column, float) for column in zip(*timed, strict=True))
+    rates, known = nnls(done, clock)[0], done.any(0)
 
-    def found(task: Task) -> float | None:
-        seconds = seconds_of(rows, task)
-        if seconds is None and any(task.owns(row) for row in rows):
-            return float(np.dot(work(task), rates))
-        return seconds
+    def found(task: Task) -> tuple[float, bool] | None:
+        seconds, asked = seconds_of(rows, task), np.array(work(task))
+        if seconds is not None:
+            return seconds, True
+        if any(task.owns(row) for row in rows) and not asked[~known].any():
+            return float(asked @ rates), False
+        return None
 
     return [found(task) for task in {key(task.arm, task.seed): task for task in tasks}.values()]
 

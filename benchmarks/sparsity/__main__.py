@@ -28,7 +28,7 @@ from tasks.core.quality import paired_distance
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
 BESIDE_OURS = {arm.name for arm in (HALF, LAYERS, *PARTS_OF_OURS)}  # what is compared with ours
-SECONDS = ("seconds", "wall_seconds", "host_seconds")  # an arm that has one of them is done
+SECONDS = ("seconds", "resumed_seconds", "wall_seconds", "host_seconds")  # an arm that has one of them is done
 UNITS_S, MAO_S = 30, 5  # of timing on each backend
 
 
@@ -51,10 +51,10 @@ def run(tasks: list[Task], labs: dict[str, Lab], device: str) -> None:
 
 
 def finish(task: Task, lab: Lab) -> None:
-    began = time.process_time()
+    on_cpu, begun = device_of(lab.teacher).type == "cpu", study.is_begun(task.arm, lab, task.seed)
+    before, began = study.choice_seconds(task.arm, lab), time.process_time()
     numbers = study.measure(task.arm, lab, task.seed, task.samples)
-    on_cpu = device_of(lab.teacher).type == "cpu"
-    numbers["seconds" if on_cpu else "host_seconds"] = time.process_time() - began
+    numbers["resumed_seconds" if begun else "seconds" if on_cpu else "host_seconds"] = before + time.process_time() - began
     for same in (twin for twin in twins(task) if twin == task or not done(twin)):
         found = rows(same, numbers, "" if on_cpu else f"; on {torch.cuda.get_device_name()}")
         results.replace(RESULTS, same.owns, found + (speeds(same, lab) if on_cpu else []))
@@ -177,8 +177,9 @@ def compared(task: Task, judged: list[Task], lab: Lab) -> dict[str, float]:
 
 def pooled(found: list[dict]) -> list[dict]:
     """found: rows of the study. -> rows of comparisons over several training seeds, where each of them has one."""
-    value = {(row["teacher"], row["variant"], row["seed"], row["metric"]): float(row["value"]) for row in found}
     tasks = {(task.teacher, task.variant): task for task in everything() if seeds_of(task)}
+    value = {(*name, row["seed"], row["metric"]): float(row["value"]) for row in found
+             if (name := (row["teacher"], row["variant"])) in tasks and row["protocol"].startswith(tasks[name].protocol)}
     made = []
     for (teacher, variant), task in tasks.items():
         seeds = [str(seed) for seed in seeds_of(task)]
@@ -186,7 +187,7 @@ def pooled(found: list[dict]) -> list[dict]:
             of_seeds = [[value.get((teacher, variant, seed, one)) for seed in seeds] for one in (metric, f"{metric}_upper95")]
             if all(one is not None for several in of_seeds for one in several):
                 several = compare.over_seeds(*of_seeds, shared=metric.startswith("loss_to_"))
-                protocol = f"{task.protocol.rpartition(';')[0]}; over seeds {', '.join(seeds)}"
+                protocol = f"{task.protocol}; over seeds {', '.join(seeds)}"
                 made += [row | {"seed": "all", "protocol": protocol} for row in rows(task, compare.named(metric, several))]
     return made
 

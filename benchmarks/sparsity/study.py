@@ -1,6 +1,7 @@
 """One arm of the study: its masks, its training, what its samples are like. -> rows of results.csv, metric -> value."""
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.sparsity.lab import (
 )
 from benchmarks.sparsity.storage import reference_share, storage_share
 from tasks.core import quality
-from tasks.core.artifacts import digest
+from tasks.core.artifacts import digest, read_json, write_json
 from tasks.core.calibration import predictions, relative_error
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.cost import kept_share, layer_costs
@@ -45,6 +46,7 @@ from tasks.runtime.precision import apply_precision, calibrate_ranges, live_prec
 
 UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
 UNIT_SAMPLES = 2000      # on which it is measured
+SECONDS = "seconds.json"  # beside masks that were chosen: CPU time of the choice
 CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
 
@@ -73,9 +75,30 @@ def kept_masks(arm: Arm, lab: Lab, teacher: Denoiser) -> dict[str, Tensor]:
     """`masks_of`; what takes minutes to choose is the same for all training seeds, so it is chosen once."""
     if arm.allocation == "uniform":
         return masks_of(arm, lab, teacher)
+
+    def choose(out: Path) -> None:
+        began = time.process_time()
+        save_masks(masks_of(arm, lab, teacher), out)
+        write_json(out / SECONDS, time.process_time() - began)
+
+    return load_masks(made(masks_folder(arm, lab), choose))
+
+
+def masks_folder(arm: Arm, lab: Lab) -> Path:
     of = digest([arm.grain, arm.density, arm.allocation, arm.saliency, arm.attention, arm.made_up, *CHOSEN_BY])[:8]
-    folder = made(lab.folder / "masks" / f"{arm.name}-{of}", lambda out: save_masks(masks_of(arm, lab, teacher), out))
-    return load_masks(folder)
+    return lab.folder / "masks" / f"{arm.name}-{of}"
+
+
+def choice_seconds(arm: Arm, lab: Lab) -> float:
+    """CPU time that choosing the arm's masks took, if they are kept; 0 before, and where nothing is chosen."""
+    path = masks_folder(arm, lab) / SECONDS
+    return read_json(path) if path.exists() else 0.0
+
+
+def is_begun(arm: Arm, lab: Lab, seed: int) -> bool:
+    """Whether its training has left a checkpoint, or a student."""
+    folders = lab.folder / "students" / key(arm, seed), lab.folder / "checkpoints" / f"{key(arm, seed)}.pt"
+    return any(path.exists() for path in folders)
 
 
 def save_masks(masks: Mapping[str, Tensor], folder: Path) -> None:

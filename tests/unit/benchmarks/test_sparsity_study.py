@@ -13,6 +13,7 @@ from benchmarks.sparsity import compare
 from benchmarks.sparsity import queue as queues
 from benchmarks.sparsity.arms import BASELINES, EQUAL_STEPS, FRONTIER, MAO, OURS, key
 from benchmarks.sparsity.lab import Bootstrap
+from tasks.core.artifacts import write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import Gaussian
 from tasks.fid.measure import Judge
@@ -109,12 +110,15 @@ def test_noise_of_their_own_averages_out_and_shared_noise_does_not():
 def test_seeds_are_pooled_by_their_rows_where_all_of_them_are_there():
     def rows_of(metric, seeds, value):
         return [{"teacher": "mnist_dit", "variant": "long.ours", "seed": str(seed), "metric": name, "value": str(value + more),
-                 "protocol": ""} for seed in seeds for name, more in ((metric, 0.0), (f"{metric}_upper95", 0.03))]
+                 "protocol": protocol} for seed in seeds for name, more in ((metric, 0.0), (f"{metric}_upper95", 0.03))]
 
-    found = study.pooled([*rows_of("loss_to_dense", (0, 1, 2), 0.1), *rows_of("straying_over_dense", (0, 1), 0.2)])
+    protocol = next(task.protocol for task in queues.queue() if (task.teacher, task.variant) == ("mnist_dit", "long.ours"))
+    rows = [*rows_of("loss_to_dense", (0, 1, 2), 0.1), *rows_of("straying_over_dense", (0, 1), 0.2)]
+    found = study.pooled(rows)
+    assert not study.pooled([row | {"protocol": row["protocol"].replace("2000 steps", "1000 steps")} for row in rows])
     assert {row["metric"]: float(row["value"]) for row in found} == pytest.approx(
         {"loss_to_dense": 0.1, "loss_to_dense_upper95": 0.13})
-    assert {row["seed"] for row in found} == {"all"} and found[0]["protocol"].endswith("over seeds 0, 1, 2")
+    assert {row["seed"] for row in found} == {"all"} and found[0]["protocol"] == f"{protocol}; over seeds 0, 1, 2"
 
 
 def test_rows_of_arms_whose_samples_are_elsewhere_stay(tmp_path, monkeypatch):
@@ -179,13 +183,34 @@ def test_an_arm_of_two_parts_is_done_once_and_has_rows_in_both(tmp_path, monkeyp
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(study.study, "measure", lambda *of: {"fid_10k": 0.5})
     study.results.write(study.RESULTS, [])
-    study.finish(task, SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1))))
+    lab = SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1)), folder=tmp_path)
+    study.finish(task, lab)
     found = [(row["variant"], row["metric"]) for row in study.results.read(study.RESULTS)]
     assert found == [(twin, metric) for twin in ("baselines.ours", "long.ours") for metric in ("fid_10k", "seconds")]
     monkeypatch.setattr(study.study, "measure", lambda *of: {"fid_10k": 0.7})
-    study.finish(task, SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1))))
+    study.finish(task, lab)
     found = {row["variant"]: row["value"] for row in study.results.read(study.RESULTS) if row["metric"] == "fid_10k"}
     assert found == {"baselines.ours": "0.7", "long.ours": "0.5"}  # what its twin has by now stays
+
+
+def test_time_of_an_arm_is_whole_or_named_otherwise(tmp_path, monkeypatch):
+    """What chose its masks before counts; an arm of which part was trained before has no such time."""
+    task = next(task for task in queues.queue() if task.variant == "baselines.ours_as_uniform")
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results.csv")
+    monkeypatch.setattr(study.study, "measure", lambda *of: {})
+    lab = SimpleNamespace(teacher=SimpleNamespace(model=torch.nn.Linear(1, 1)), folder=tmp_path)
+    masks = study.study.masks_folder(task.arm, lab)
+    masks.mkdir(parents=True)
+    write_json(masks / study.study.SECONDS, 100.0)
+    study.results.write(study.RESULTS, [])
+    study.finish(task, lab)
+    [row] = study.results.read(study.RESULTS)
+    assert row["metric"] == "seconds" and float(row["value"]) == pytest.approx(100, abs=1)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"{key(task.arm, task.seed)}.pt").touch()
+    study.results.write(study.RESULTS, [])
+    study.finish(task, lab)
+    assert [row["metric"] for row in study.results.read(study.RESULTS)] == ["resumed_seconds"] and study.done(task)
 
 
 def test_a_part_that_only_further_asks_for_is_named_and_nothing_is_compared(monkeypatch):
