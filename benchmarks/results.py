@@ -1,14 +1,17 @@
-"""What a study keeps: results.csv in long form, a row a number, and arrays; replaced whole or not at all, so that a kill leaves
-what was there before."""
+"""What a study keeps: results.csv in long form, a row a number; arrays and folders. Replaced whole or not at all, so that a
+kill leaves what was there before."""
 
 import contextlib
 import csv
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from tasks.core.machine import describe
 
 COLUMNS = ("teacher", "variant", "seed", "metric", "value", "protocol")
 
@@ -50,6 +53,24 @@ def kept(path: Path, draw: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(path)
 
 
+def kept_features(folder: Path, name: str, draw: Callable[[], np.ndarray]) -> np.ndarray:
+    """draw(), kept under this name. folder: of a teacher."""
+    return kept(folder / "features" / f"{name}.npy", draw)
+
+
+def made(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, made if it is not there, by one process; what a kill left half made is thrown away."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 def put(path: Path, array: np.ndarray) -> None:
     """In the place of what is there, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,3 +88,10 @@ def locked(path: Path, flags: int = os.O_RDONLY) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def machine() -> str:
+    """The part of a protocol that says where a number was timed."""
+    import torch
+    here = describe()
+    return f"{here['cores']} cores, {here['cpu']}; {torch.get_num_threads()} threads; torch {torch.__version__}"

@@ -103,7 +103,7 @@ class Study:
 
     def speed(self, job: list[Cell], began: float) -> Iterator[dict]:
         numbers = study.timed(job, self.lab(job[0].teacher))
-        protocol = (f"{study.machine()}; whole trajectories of {BATCH} images, in turns with the uncached run, "
+        protocol = (f"{results.machine()}; whole trajectories of {BATCH} images, in turns with the uncached run, "
                     f"{self.sizes.timed_s:g} s in all")
         for cell in job:
             seconds = {"seconds_timing": (time.monotonic() - began) / len(job)}
@@ -124,7 +124,7 @@ class Study:
     def router(self, job: list[Cell], began: float) -> Iterator[dict]:
         cell, = job
         lab = self.lab(cell.teacher)
-        yield from self.rows(cell, study.router_time(cell, lab), f"{study.machine()}; {lab.learn.router.steps} steps")
+        yield from self.rows(cell, study.router_time(cell, lab), f"{results.machine()}; {lab.learn.router.steps} steps")
 
     # ---- the comparison ----
 

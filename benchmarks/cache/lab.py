@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.cache.arms import NFES
 from benchmarks.cache.work import Meter
 from benchmarks.holdout import judge_unseen
-from benchmarks.sparsity.lab import kept_features, made
+from benchmarks.results import kept_features, made
 from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.router import train_router
 from tasks.cache_learn.table import ReuseTable
@@ -87,7 +87,7 @@ class Lab:
         """The router's (pairs, S) for the uniform list of `nfe` steps."""
         key = digest(asdict(self.learn.router))[:8]
         checkpoint = Checkpoint(self.folder / "checkpoints", f"router-{nfe}-{key}")
-        return torch.from_numpy(kept_features(self, f"router-{nfe}-{key}",
+        return torch.from_numpy(kept_features(self.folder, f"router-{nfe}-{key}",
                                               lambda: trained_router(self, nfe, checkpoint).numpy()))
 
     def refined(self, recipe: Recipe, budget: float, unit: str, learned: bool) -> CachePlan:
@@ -103,7 +103,7 @@ class Lab:
     def uncached(self, solver: str, nfe: int, samples: range) -> np.ndarray:
         """(len(samples), 64) features of the uncached run."""
         recipe = uniform(self.teacher, solver, nfe)
-        return kept_features(self, f"uncached-{solver}{nfe}-{span(samples)}", lambda: sampled_features(
+        return kept_features(self.folder, f"uncached-{solver}{nfe}-{span(samples)}", lambda: sampled_features(
             self, network(self.teacher), recipe, samples, f"{self.name} {solver}{nfe}/uncached"))
 
     @cached_property

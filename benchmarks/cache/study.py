@@ -30,7 +30,7 @@ from benchmarks.cache.lab import (
 )
 from benchmarks.cache.packages import PACKAGES
 from benchmarks.cache.work import counted_calls
-from benchmarks.sparsity.lab import kept_features
+from benchmarks.results import kept_features
 from tasks.benchmark.measure import Case, interleaved
 from tasks.cache_learn.baselines import time_threshold, uniform_interval
 from tasks.cache_learn.plan import plan_from_costs
@@ -38,7 +38,6 @@ from tasks.cache_learn.router import router_costs
 from tasks.core import quality
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
-from tasks.core.machine import describe
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import cached_network, initial_noise, labels_for, sample, trajectory
 from tasks.fid.measure import losses
@@ -160,7 +159,7 @@ def uncached(cell: Cell) -> Cell:
 
 def many(lab: Lab, cell: Cell, samples: range) -> np.ndarray:
     recipe = recipe_of(cell, lab)
-    return kept_features(lab, f"{features_path(cell, samples)}-many", lambda: sampled_features(
+    return kept_features(lab.folder, f"{features_path(cell, samples)}-many", lambda: sampled_features(
         lab, live_graph(lab.teacher, recipe, BATCH), recipe, samples, f"{lab.name} {cell.variant}"))
 
 
@@ -247,11 +246,6 @@ def noise_and_labels(lab: Lab) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def predictor(run: Run, lab: Lab, backend: str) -> Predict:
     return live_graph(lab.teacher, run.recipe, BATCH) if backend == "openvino" else run.predict
-
-
-def machine() -> str:
-    here = describe()
-    return f"{here['cores']} cores, {here['cpu']}; {torch.get_num_threads()} threads; torch {torch.__version__}"
 
 
 def groups(cells: list[Cell]) -> list[list[Cell]]:

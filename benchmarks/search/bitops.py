@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.holdout import judge_unseen
+from benchmarks.results import made
 from benchmarks.search.correlation import sample_features
 from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN
 from benchmarks.search.efficiency import (
@@ -32,7 +33,6 @@ from benchmarks.search.efficiency import (
     problem_of,
 )
 from benchmarks.search.strategies import ours
-from benchmarks.sparsity.lab import made
 from tasks.cache_learn import stage as cache_stage
 from tasks.cache_learn.table import ReuseTable
 from tasks.core import denoiser as denoisers

@@ -1,6 +1,6 @@
 """How well the search's proxy ranks: paired distance on few images against FID of many, candidate by candidate.
 
-Candidates come from a search of their own, spread over its costs, up to half of them on its front, the others behind it. Samples
+Candidates come from a search of their own, spread over its costs, half of them on its front if it has so many. Samples
 are drawn through OpenVINO, from fresh noise, and judged by the net that no search sees, against real images that nothing has
 seen; their features are kept below runs/.
 """

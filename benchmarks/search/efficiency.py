@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import results
+from benchmarks.results import made
 from benchmarks.search.curves import EVALUATIONS, SEEDS
 from benchmarks.search.strategies import SEARCHES
-from benchmarks.sparsity.lab import made
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs
 from tasks.core.cluster import Cluster

@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import numpy as np
-import torch
 
 from benchmarks import results
 from benchmarks.search import correlation, promotion, supernet
@@ -23,7 +22,6 @@ from benchmarks.search.floor import Seconds, floor_numbers, profiled
 from benchmarks.search.plain import plain_evaluator
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs
-from tasks.core.machine import describe
 from tasks.core.params import Goal, read_params, stage_params
 from tasks.core.parcel import Parcel
 from tasks.core.progress import track
@@ -90,11 +88,6 @@ def goal_of(target: str) -> Goal:
 
 def row(teacher: str, variant: str, seed: int, metric: str, value: float, protocol: str) -> dict:
     return dict(zip(results.COLUMNS, (teacher, variant, seed, metric, f"{value:.6g}", protocol), strict=True))
-
-
-def machine() -> str:
-    found = describe()
-    return f"{found['cores']} cores, {found['cpu']}; {torch.get_num_threads()} thread; torch {torch.__version__}"
 
 
 # ---- cost: against a plain evaluation ----
@@ -172,7 +165,8 @@ def floor_rows(setting: Setting, targets: Iterable[str], candidates: int) -> Ite
 
 def pair_rows(setting: Setting, variant: str, candidates: int, clock: str, found: Mapping[str, float]) -> Iterator[dict]:
     protocol = setting.protocol
-    said = (f"{machine()}, {clock}; {'u8 x s8' if available() else 'fp32'} kernels; {candidates} candidates of a search; "
+    said = (f"{results.machine()}, {clock}; {'u8 x s8' if available() else 'fp32'} kernels; "
+            f"{candidates} candidates of a search; "
             f"{protocol.images} images in chunks of {protocol.chunk}; plain: a fresh model, weights quantised on the fly, no "
             "shared steps; interleaved; tables made before")
     return (row("mnist_dit", variant, setting.params.seed, name, value, said) for name, value in found.items())
@@ -195,7 +189,7 @@ def switch_rows(protocol: Protocol, names: Iterable[str]) -> Iterator[dict]:
     for name in names:
         teacher = denoisers.load(TEACHERS / name)
         ranges = ranges_of(teacher, protocol)
-        said = f"{machine()}; {len(ranges)} layers, each to another width; {ROUNDS} switches"
+        said = f"{results.machine()}; {len(ranges)} layers, each to another width; {ROUNDS} switches"
         elapsed = measure_switch(teacher, ranges, ROUNDS)
         low, middle, high = quantiles(elapsed, n=4)
         for metric, value in {"switch_ms": middle, "switch_ms_q25": low, "switch_ms_q75": high}.items():

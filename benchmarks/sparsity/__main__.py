@@ -23,7 +23,6 @@ from benchmarks.sparsity.lab import Bench, Lab, device_of, open_lab
 from benchmarks.sparsity.plot import draw
 from benchmarks.sparsity.queue import TEACHERS, WIDE, Task, everything, queue, seeds_of
 from benchmarks.sparsity.shapes import model_of
-from tasks.core.machine import describe
 from tasks.core.quality import paired_distance
 
 WORK, RESULTS = Path("runs/sparsity"), Path(__file__).parent / "results.csv"
@@ -96,9 +95,7 @@ def timed_s(task: Task) -> float:
 
 def timed_on() -> str:
     """The part of a protocol that all timings share."""
-    machine = describe()
-    return (f"{machine['cores']} cores, {machine['cpu']}; {torch.get_num_threads()} threads; batch {compare.TIMED_BATCH}; "
-            "interleaved")
+    return f"{results.machine()}; batch {compare.TIMED_BATCH}; interleaved"
 
 
 def time_again(tasks: list[Task], labs: dict[str, Lab]) -> None:

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import results
 from benchmarks.holdout import judge_unseen
+from benchmarks.results import made
 from tasks.core import denoiser as denoisers
 from tasks.core import quality
-from tasks.core.artifacts import Inputs, Report, digest
+from tasks.core.artifacts import Inputs, digest
 from tasks.core.calibration import Calibration, noised
 from tasks.core.denoiser import Denoiser
 from tasks.core.params import read_params, stage_params
@@ -119,19 +117,6 @@ def open_lab(name: str, work: Path, device: str = "cpu") -> Lab:
                judge=judge_unseen(load_feature_net(data, "report"), "judges", teacher.sample_shape))
 
 
-def made(folder: Path, make: Callable[[Path], Report | None]) -> Path:
-    """The folder, made if it is not there, by one process; what a kill left half made is thrown away."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with results.locked(folder.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY):
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            make(partial)
-            partial.rename(folder)
-    return folder
-
-
 def moved(labels: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if labels is None else labels.to(device)
 
@@ -155,11 +140,6 @@ def sample_features(lab: Lab, denoiser: Denoiser, recipe: Recipe, n: int, seed: 
     chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, n, NOISE + seed, denoiser.num_classes,
                               batch)
     return np.concatenate([quality.features(lab.judge.net, chunk) for chunk in track(chunks, -(-n // batch), label)])
-
-
-def kept_features(lab: Lab, name: str, draw: Callable[[], np.ndarray]) -> np.ndarray:
-    """draw(), kept under this name."""
-    return results.kept(lab.folder / "features" / f"{name}.npy", draw)
 
 
 def uniform(lab: Lab, steps: int) -> Recipe:

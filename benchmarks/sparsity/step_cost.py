@@ -19,7 +19,6 @@ from torch import Tensor
 from benchmarks import results
 from tasks.core import denoiser as denoisers
 from tasks.core.denoiser import Denoiser
-from tasks.core.machine import describe
 from tasks.core.memory import keep_freed_memory
 from tasks.core.params import read_params, stage_params
 from tasks.core.sparsity import grain_mask
@@ -87,10 +86,8 @@ def numbers(times: list[tuple[float, float]], dense: list[tuple[float, float]]) 
 
 
 def protocol(settings: Settings, repeats: int) -> str:
-    machine = describe()
-    return (f"{machine['cores']} cores, {machine['cpu']}; {torch.get_num_threads()} threads; torch {torch.__version__}; "
-            f"batch {settings.batch}; {'bf16 autocast' if settings.bf16 else 'fp32'}; 2:4 in every layer that takes it; "
-            f"{repeats} interleaved rounds")
+    return (f"{results.machine()}; batch {settings.batch}; {'bf16 autocast' if settings.bf16 else 'fp32'}; "
+            f"2:4 in every layer that takes it; {repeats} interleaved rounds")
 
 
 def study(names: Iterable[str], repeats: int) -> list[dict]:

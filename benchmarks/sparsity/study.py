@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.results import kept_features, made
 from benchmarks.sparsity.arms import COMMON, STEPS, Arm, key
 from benchmarks.sparsity.choice import CHOSEN_BY, pattern_plan, unit_plan
 from benchmarks.sparsity.lab import (
@@ -18,9 +19,7 @@ from benchmarks.sparsity.lab import (
     Bench,
     Lab,
     device_of,
-    kept_features,
     live,
-    made,
     moved,
     sample_features,
     uniform,
@@ -193,7 +192,7 @@ def costs(lab: Bench, arm: Arm, masks: dict[str, Tensor]) -> dict[str, float]:
 
 def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int, seed: int) -> dict[str, float]:
     """FID of `samples` samples on the report net, and fidelity to the dense teacher at the same steps and noise."""
-    found = kept_features(lab, f"{name}-{samples}", lambda: sample_features(lab, student, recipe, samples, seed, name))
+    found = kept_features(lab.folder, f"{name}-{samples}", lambda: sample_features(lab, student, recipe, samples, seed, name))
     dense = teacher_features(lab, STEPS, samples, seed)
     return {quality.fid_name(samples): quality.fid(found, lab.judge.reference),
             "fidelity": quality.paired_distance(found, dense) / fidelity_unit(lab)}
@@ -206,7 +205,7 @@ def fidelity_unit(lab: Lab) -> float:
 
 def teacher_features(lab: Lab, steps: int, samples: int, seed: int = 0) -> np.ndarray:
     name = f"teacher-{steps}-{samples}" + (f"-{seed}" if seed else "")
-    return kept_features(lab, name, lambda: sample_features(lab, lab.teacher, uniform(lab, steps), samples, seed,
+    return kept_features(lab.folder, name, lambda: sample_features(lab, lab.teacher, uniform(lab, steps), samples, seed,
                                                             f"{lab.name} {name}"))
 
 
