@@ -44,7 +44,7 @@ class Point:
 
 
 def grid(precisions: Iterable[str], solvers: Iterable[str], spacings: Iterable[str], steps: Iterable[int]) -> list[Point]:
-    """The full grid, precision outermost: a worker keeps one package open at a time."""
+    """The full grid, precision outermost: a worker keeps few packages open."""
     axes = itertools.product(precisions, solvers, spacings, steps)
     return [Point(precision=p, solver=solver, spacing=spacing, steps=n) for p, solver, spacing, n in axes]
 

@@ -1,5 +1,6 @@
 """Samples of packages, spread over workers, kept through a kill: sample i of a job is the same image wherever it is made."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from tasks.core.recipe import Recipe
 from tasks.core.sampler import sample_in_chunks
 from tasks.core.serial import Failed
 from tasks.runtime.solver import Predict
+
+KEPT_OPEN = 3  # the race of the dull front turns to compressed and to two precisions again and again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ def open_package(folder: Path, batch: int) -> Predict:
 
 
 class Sampler:
-    """Block -> uint8 (n, C, H, W). Keeps the last package open: compiling its graphs takes as long as a block.
+    """Block -> uint8 (n, C, H, W). Keeps the last KEPT_OPEN packages open: compiling graphs takes as long as a block.
 
     shape: (C, H, W); batch: the padded batch that every network evaluation has; num_classes: 0 if unconditional.
     """
@@ -49,13 +52,12 @@ class Sampler:
     def __init__(self, packages: Parcel, schedule: Schedule, shape: tuple[int, ...], num_classes: int, batch: int,
                  open_package: Callable[[Path, int], Predict] = open_package):
         self.packages, self.schedule, self.shape = packages.open(), schedule, shape
-        self.num_classes, self.batch, self.open_package = num_classes, batch, open_package
-        self.opened, self.predict = None, None
+        self.num_classes, self.batch = num_classes, batch
+        self.opened = functools.lru_cache(KEPT_OPEN)(lambda package: open_package(self.packages / package, batch))
 
     def __call__(self, block: Job) -> np.ndarray:
-        if self.opened != block.package:
-            self.opened, self.predict = block.package, self.open_package(self.packages / block.package, self.batch)
-        predict = self.predict if block.recipe.cache else without_steps(self.predict)
+        predict = self.opened(block.package)
+        predict = predict if block.recipe.cache else without_steps(predict)
         return np.concatenate(list(sample_in_chunks(predict, self.schedule, block.recipe, self.shape, block.n, block.seed,
                                                     self.num_classes, self.batch, block.first)))
 

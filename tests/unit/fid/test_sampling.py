@@ -75,10 +75,11 @@ def test_an_interrupted_run_draws_only_what_is_missing(schedule, tmp_path):
     assert np.array_equal(draw([job(10)], sampler(schedule, seen), tmp_path / "cut")["a"], whole) and seen == []
 
 
-def test_a_package_is_opened_once_for_consecutive_jobs(schedule, tmp_path):
+def test_the_last_packages_stay_open(schedule, tmp_path):
     seen = []
-    draw([job(8), job(8, name="b"), job(4, name="c", package="other")], sampler(schedule, seen), tmp_path)
-    assert [s for s in seen if isinstance(s, str)] == ["dense", "other"]
+    packages = ("dense", "dense", "b", "c", "dense", "d", "b")
+    draw([job(8, name=str(i), package=package) for i, package in enumerate(packages)], sampler(schedule, seen), tmp_path)
+    assert [s for s in seen if isinstance(s, str)] == ["dense", "b", "c", "d", "b"], "three of them"
 
 
 def test_only_a_cache_sees_the_number_of_the_step(schedule, tmp_path):
