@@ -14,7 +14,7 @@ import pytest
 from prefect.logging import disable_run_logger
 from prefect.states import Completed
 
-from flows import compress, freshness, nightly, stages
+from flows import compress, freshness, nightly, search, stages
 from flows.child import run_child
 from flows.screen import SHOWN, Screen
 
@@ -312,3 +312,20 @@ def test_promotion_is_whole_and_happens_once(tmp_path, monkeypatch):
     (package / "manifest.json").write_text('{"files": {}}')
     newer = nightly.promote(package, tmp_path / "promoted")
     assert newer != first and first.exists() and (tmp_path / "promoted/current").resolve() == newer
+
+
+@pytest.mark.parametrize("command, said", [
+    ("pull", "error: dvc pull: no route"),
+    ("push", "error: the search is done, but what it found stays here: dvc push: no route")])
+def test_a_job_whose_remote_is_away_ends_in_one_line(tmp_path, monkeypatch, capsys, command, said):
+    def exchange(asked, *_):
+        if asked == command:
+            raise RuntimeError(f"dvc {asked}: no route")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(freshness, "has_remote", lambda: True)
+    monkeypatch.setattr(freshness, "exchange", exchange)
+    monkeypatch.setattr(search, "main", lambda arguments, until: 0)
+    assert search.entry(["--job"]) == 1
+    assert capsys.readouterr().err.strip() == said
