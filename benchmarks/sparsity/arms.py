@@ -45,7 +45,7 @@ class Arm:
     attention: bool = False          # of grain unit: heads of attentions go, too
 
 
-TAUGHT = {"data": 0.0, "features": 0.1, "lr": 2e-3}  # the teacher alone: near it, the gradient of the data's term is all noise
+TAUGHT = {"data": 0.0, "features": 0.1, "lr": 2e-3}  # by the teacher alone: its predictions and its sublayers' outputs
 OURS = Arm(name="ours", saliency="second_order", made_up=True, method="fixed", settings=TAUGHT)
 
 BASELINES = (

@@ -43,10 +43,10 @@ from tasks.mask_search.sensitivity import cut_masks
 from tasks.runtime.masks import apply_masks, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision
 
-UNIT = (50, 100)         # steps of the dense teacher whose distance is the unit of fidelity
-UNIT_SAMPLES = 2000      # on which it is measured
-SECONDS = "seconds.json"  # beside masks that were chosen: CPU time of the choice
-CALIBRATION_IMAGES = 16  # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
+FIDELITY_STEPS = (50, 100)  # of the dense teacher, whose distance is the unit of fidelity
+FIDELITY_SAMPLES = 2000     # on which it is measured
+SECONDS = "seconds.json"    # beside masks that were chosen: CPU time of the choice
+CALIBRATION_IMAGES = 16     # of a trajectory of STEPS steps: 320 states for the activation ranges of int8
 
 
 # ---- masks ----
@@ -199,8 +199,8 @@ def judged(lab: Lab, name: str, student: Denoiser, recipe: Recipe, samples: int,
 
 
 def fidelity_unit(lab: Lab) -> float:
-    """Distance of the teacher's images at UNIT[0] to those at UNIT[1] steps."""
-    return quality.paired_distance(*(teacher_features(lab, steps, UNIT_SAMPLES) for steps in UNIT))
+    """Distance of the teacher's images at one to those at the other number of FIDELITY_STEPS."""
+    return quality.paired_distance(*(teacher_features(lab, steps, FIDELITY_SAMPLES) for steps in FIDELITY_STEPS))
 
 
 def teacher_features(lab: Lab, steps: int, samples: int, seed: int = 0) -> np.ndarray:
