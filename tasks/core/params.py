@@ -3,13 +3,15 @@
 import dataclasses
 import difflib
 import importlib
+import re
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 STAGES = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve", "package", "fid", "benchmark",
           "report")
@@ -39,18 +41,6 @@ class Goal:
             raise ValueError(f"goal.{wanted}: null, but goal.target {self.target!r} needs a number there")
 
 
-class Loader(yaml.SafeLoader):
-    """A key that stands twice is a mistake here: YAML's rule is that the last one wins, silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if (name := str(key.value)) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def check_range(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{key}: {value} is not between {low} and {high}")
@@ -68,20 +58,35 @@ def suggestion(word: Any, known: typing.Iterable[str]) -> str:
 
 def read_params(path: Path = PARAMS_FILE, scale: str | None = None) -> dict:
     """The whole file with `{quick: a, full: b}` leaves resolved by `scale`."""
-    try:
-        raw = yaml.load(path.read_text(), Loader=Loader)  # a SafeLoader
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: not found; run from the top of the repository") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: holds {type(raw).__name__}, expected a mapping of blocks")
     check_keys(str(path), raw, (*SHARED, *STAGES))
     scale = scale or raw["scale"]
     check_choice(f"{path}: scale", scale, SCALES)
-    return {**resolve(raw, scale), "scale": scale}
+    try:
+        return {**resolve(raw, scale), "scale": scale}
+    except RecursionError:
+        raise ValueError(f"{path}: an anchor (&name) holds an alias (*name) of itself") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The file exactly as DVC reads it, which hashes the values and fills the paths into dvc.yaml: ruamel.yaml's safe loader,
+    YAML 1.2. (PyYAML, YAML 1.1, reads `1e-05` as a string, `on` as true and `1:30` as 90.) A key that stands twice is an error.
+    """
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not found; run from the top of the repository") from None
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        said = " ".join(str(error.problem or error).split())
+        problem = re.sub('found duplicate key ("[^"]*").*', r"key \1 stands twice", said)
+        raise ValueError(f"{path}: not YAML: {line}{problem}") from None
+    except (YAMLError, ValueError, KeyError, TypeError) as error:  # a tag whose value is not of it, `!!int x`; an odd key
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def resolve(value: Any, scale: str) -> Any:

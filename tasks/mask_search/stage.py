@@ -18,6 +18,7 @@ Left out: training of the mixed plan (students are of one grain); whole blocks a
 
 import csv
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
@@ -33,9 +34,9 @@ from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.calibration import Calibration, noised
 from tasks.core.cost import layer_costs
 from tasks.core.denoiser import Denoiser
-from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.params import Goal, check_choice, check_range, suggestion
 from tasks.core.sampler import network
-from tasks.core.sparsity import GRAINS, kept_shares, mask_density, parse_pattern
+from tasks.core.sparsity import GRAINS, kept_shares, mask_density
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
 from tasks.mask_search.masks import covered, granule, misfits
@@ -57,13 +58,14 @@ from tasks.runtime.masks import HiddenUnits, hidden_units
 INPUTS = ("pretrain_load", "profile")
 TARGETS = ("latency", "bitops", "size")
 BASELINE = "2:4"  # the paper's: one pattern in every covered layer
+PATTERN = re.compile("([1-9][0-9]*)of([1-9][0-9]*)")  # N:M in params.yaml: a plain string in YAML 1.1 and 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
     cover: tuple[str, ...]        # patterns of the layer paths that 2:4 and `grains` cover; all else stays dense
     densities: tuple[float, ...]  # kept shares of a block's units that are tried, besides 1
-    grains: tuple[str, ...]       # tried in each covered layer for the mixed plan, besides units
+    grains: tuple[str, ...]       # tokens of what is tried in each covered layer for the mixed plan, besides units
     grain_densities: tuple[float, ...]  # kept shares of those that are no N:M
     unit_share: float             # share of the cost of all blocks, on goal.target, that every plan saves
     unit_multiple: int            # kept units come in multiples of this
@@ -83,8 +85,8 @@ class Params:
                 raise ValueError(f"mask_search.{key}: empty; at least one kept share is needed, such as 0.5")
             for density in getattr(self, key):
                 check_range(f"mask_search.{key}", density, 0.01, 0.99)
-        for grain in self.grains:
-            check_grain("mask_search.grains", grain)
+        for token in self.grains:
+            check_grain("mask_search.grains", token)
         check_choice("mask_search.saliency", self.saliency, KINDS)
         for key, low, high in (("unit_share", 0.01, 0.99), ("unit_multiple", 1, 1024), ("images", 1, 10**6),
                                ("steps", 1, 1000), ("inputs", 1, 10**6), ("min_gain", 0, 1), ("batch", 1, 65_536),
@@ -95,21 +97,28 @@ class Params:
                              f"{most} at most")
 
 
-def check_grain(key: str, grain: str) -> None:
-    """N:M with N < M, or one of `tasks.core.sparsity.GRAINS`."""
-    if ":" not in grain:
-        check_choice(key, grain, GRAINS)
-        return
-    n, m = parse_pattern(grain)
-    if n == m:
-        raise ValueError(f"{key}: {grain} keeps every weight; the densest that prunes is {m - 1}:{m}")
+def check_grain(key: str, token: str) -> None:
+    """NofM with N < M, or one of `tasks.core.sparsity.GRAINS`."""
+    if ":" in token:
+        raise ValueError(f"{key}: {token!r} is written {token.replace(':', 'of')} here: `dvc exp run -S` drops the quotes "
+                         f"of what it writes, and a bare {token} in a list is no YAML")
+    pattern = PATTERN.fullmatch(token)
+    if not pattern and token not in GRAINS:
+        raise ValueError(f"{key}: {token!r} is not one of {', '.join(GRAINS)}, NofM such as 2of4{suggestion(token, GRAINS)}")
+    if pattern and int(pattern[1]) >= int(pattern[2]):
+        raise ValueError(f"{key}: {token} removes nothing; N of NofM is below M")
+
+
+def grain_of(token: str) -> str:
+    """The grain that a token of params.yaml names: `2of4` -> `2:4`, its name everywhere else; the others are their own."""
+    return PATTERN.sub(r"\1:\2", token)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher, bank = denoisers.load(inputs["pretrain_load"] / "teacher"), inputs["pretrain_load"]
     models = cost_models(layer_costs(teacher), inputs["profile"], params.backend, params.batch)
     dense = Trajectories.of(teacher, network(teacher), params.steps, params.images, params.seed)
-    layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *params.grains)))
+    layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *map(grain_of, params.grains))))
 
     read = {units.consumer for units in hidden_units(teacher.model)}.union(*layers.values())
     statistics = input_statistics(teacher, read_bank(teacher, bank, params.inputs, params.seed), read)
@@ -171,7 +180,7 @@ def search(teacher: Denoiser, layers: Mapping[str, Mapping[str, nn.Module]], mod
             return unit_cuts(blocks, densities, params.unit_multiple)
         return layer_cuts(layers[grain], grain, densities)
 
-    tried = {"unit": params.densities, **dict.fromkeys(params.grains, params.grain_densities)}
+    tried = {"unit": params.densities, **dict.fromkeys(map(grain_of, params.grains), params.grain_densities)}
     cuts = [cut for grain, densities in tried.items() for cut in cuts_of(grain, densities)]
     left_dense = whole_blocks(blocks, cuts, params.unit_multiple)
     if len(left_dense) == len(blocks):

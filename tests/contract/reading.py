@@ -14,6 +14,11 @@ def tracked(*suffixes: str) -> list[Path]:
     return [p for p in paths if p.is_file() and (not suffixes or p.suffix in suffixes)]
 
 
+def committed(name: str) -> str:
+    """A file as the last commit has it. The user's own copy may hold another goal, another teacher or the scale of a run."""
+    return subprocess.check_output(["git", "show", f"HEAD:{name}"], cwd=ROOT, text=True)
+
+
 def imports(path: Path) -> set[tuple[int, str]]:
     """(level, module) of every import of a file, also inside functions; `from tasks.data import images` is one of images."""
     found = set()

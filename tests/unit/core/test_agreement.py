@@ -31,8 +31,8 @@ def at_the_top(monkeypatch):
     ("  seed: 4242 ", "  seed: 0 ", "fid.seed: 0 is pretrain_load.seed, too: samples would be judged on noise"),
     ("  seed: 4242 ", "  seed: 20_000 ", "fid.seed: 20000 is evolve.protocol.seed, too"),
     ("  seed: 4242 ", "  seed: 2121 ", "fid.seed: 2121 is fid.dull.seed too"),
-    ("scale: quick", "scale: quick\nscale: full", "key 'scale' stands twice"),
-    ("  bank: 1000", "  bank: 1000\n  bank: 10", "key 'bank' stands twice"),
+    ("scale: quick", "scale: quick\nscale: full", 'key "scale" stands twice'),
+    ("  bank: 1000", "  bank: 1000\n  bank: 10", 'key "bank" stands twice'),
     ("source: folder          # folder", "source: hub # folder", "revision: None; source hub needs"),
 ])
 def test_a_mistake_is_one_line_before_anything_starts(tmp_path, old, new, message):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
-from tasks.core.params import STAGES, Goal, construct, read_params, resolve
+from tasks.core.params import STAGES, Goal, construct, read_params, read_yaml, resolve
 
 GOAL = {"target": "latency", "max_quality_loss": 0.05, "min_speedup": 3, "max_bitops": None, "max_size": None}
 
@@ -78,3 +78,35 @@ def test_the_file_itself(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match="broken.yaml: not YAML"):
         read_params(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-05", 1e-5), ("5.e3", 5000.0), ("1e5", 1e5), ("on", "on"), ("No", "No"), ("1:30", "1:30"), ("017", 17), ("0o17", 15),
+    ("1_000", 1000), ("2of4", "2of4"), ("[2of4, 1of4]", ["2of4", "1of4"]), ("", None), ("~", None), ("'on'", "on"), ("é", "é")])
+def test_values_are_what_dvc_reads(tmp_path, text, value):
+    """YAML 1.2, which DVC hashes and fills into dvc.yaml; YAML 1.1 reads the first eight otherwise."""
+    from dvc.utils.serialize import load_yaml
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: {text}\n", encoding="utf-8")
+    found = read_yaml(path)["a"]
+    assert found == value == load_yaml(str(path))["a"] and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a: 1\nb: 2\na: 3", 'line 3: key "a" stands twice'), ("a: {b: 1, b: 2}", 'key "b" stands twice'),
+    ("a: [2:4]", "line 1: found unexpected ':'"), ("a: !!int x", "invalid literal for int"), ("a: *b", "undefined alias"),
+    ("a: !!bool x", "'x'"), ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ("a: \x07", "control characters"), ("? [{a: 1}]\n: 3", "unhashable"), ("a: 1\n---\na: 2", "found another document")])
+def test_what_is_no_yaml_is_one_line(tmp_path, text, message):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ValueError) as failure:
+        read_yaml(tmp_path / "params.yaml")
+    said = str(failure.value)
+    assert said.startswith(f"{tmp_path / 'params.yaml'}: not YAML: ") and message in said and "\n" not in said
+
+
+def test_an_anchor_inside_itself_is_one_line(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("fid: {}", "fid: &a {b: *a}"))
+    with pytest.raises(ValueError, match="holds an alias .* of itself"):
+        read_params(path)

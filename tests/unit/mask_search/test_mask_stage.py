@@ -17,7 +17,7 @@ from tasks.mask_search import stage
 from tasks.runtime.masks import hidden_units, shrink_units
 
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=0.1, max_size=1000)
-PARAMS = stage.Params(cover=("*.attn1.*", "*.ff.*", "*_blocks.*", "mid_block.*"), densities=(0.25, 0.5), grains=("2:4",),
+PARAMS = stage.Params(cover=("*.attn1.*", "*.ff.*", "*_blocks.*", "mid_block.*"), densities=(0.25, 0.5), grains=("2of4",),
                       grain_densities=(0.5,), unit_share=0.4, unit_multiple=8, saliency="magnitude", images=8, steps=4,
                       inputs=16, min_gain=0.02, backend="openvino", batch=8, seed=0, goal=GOAL)
 # Time of a pruned layer over its dense time, of layer after layer in turn. cpu: the spread of a real profile's rows, whose
@@ -148,7 +148,7 @@ def test_with_semi_structured_kernels_two_four_pays(tmp_path):
 @pytest.mark.parametrize("kind", ["dit", "unet"])
 @pytest.mark.parametrize("target", ["bitops", "size", "latency"])
 def test_every_plan_keeps_the_one_budget(kind, target, tmp_path):
-    choice = choice_of(CPU, tmp_path, kind, goal=replace(GOAL, target=target), grains=("2:4", "fine", "kernel"))
+    choice = choice_of(CPU, tmp_path, kind, goal=replace(GOAL, target=target), grains=("2of4", "fine", "kernel"))
     budget, plans = choice["budget"], choice["plans"]
     assert budget["target"] == target and set(plans) == {"unit", "unit_uniform", "mixed", "uniform"}
     for plan in plans.values():
@@ -211,9 +211,11 @@ def test_params_name_key_value_and_bound():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"grains": ("2:4", "kernels")}, r"mask_search.grains: 'kernels' is not one of .*did you mean kernel"),
-    ({"grains": ("4:4",)}, r"mask_search.grains: 4:4 keeps every weight; the densest that prunes is 3:4"),
-    ({"grains": ("4:2",)}, r"grain '4:2' is not N:M with 0 < N <= M"),
+    ({"grains": ("2of4", "kernels")}, r"mask_search.grains: 'kernels' is not one of .*did you mean kernel"),
+    ({"grains": ("4of4",)}, r"mask_search.grains: 4of4 removes nothing; N of NofM is below M"),
+    ({"grains": ("4of2",)}, r"mask_search.grains: 4of2 removes nothing"),
+    ({"grains": ("0of4",)}, r"mask_search.grains: '0of4' is not one of fine, vector, kernel, filter, NofM such as 2of4"),
+    ({"grains": ("2:4",)}, r"mask_search.grains: '2:4' is written 2of4 here: `dvc exp run -S` drops the quotes"),
     ({"densities": ()}, "mask_search.densities: empty"),
     ({"grain_densities": (0.0,)}, "mask_search.grain_densities: 0.0 is not between 0.01 and 0.99")])
 def test_grains_and_densities_that_cannot_be(changes, message):
