@@ -23,11 +23,10 @@ $(STAMP):
 	@rm -f .venv/installed-* && touch $@
 	@echo "Installed."
 
-run: $(STAMP) ## bring every stage up to date and show the verdict; SCALE=quick|full sets `scale` in params.yaml
-	@$(IN_VENV) python -m flows.compress $(if $(SCALE),--scale $(SCALE))
+run: $(STAMP) ## bring every stage up to date and show the verdict; SCALE=quick|full sets `scale` in params.yaml, RETIME=1 times anew
+	@$(IN_VENV) python -m flows.compress $(if $(SCALE),--scale $(SCALE)) $(if $(RETIME),--retime)
 
 repro: $(STAMP) ## the same work without Prefect: dvc repro
-	@$(IN_VENV) python -m tasks.core.machine
 	@$(IN_VENV) dvc repro
 
 test: $(STAMP) ## the fast tests

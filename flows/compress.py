@@ -35,39 +35,45 @@ class Plan:
     scale: str
     stages: dict[str, tuple[str, ...]]  # in DAG order, each with what it reads from
     stale: set[str]
+    forced: tuple[str, ...] = ()        # run although nothing that they depend on changed
 
 
 @flow(name="compress", validate_parameters=False)
-def compress(scale: str | None = None, until: str | None = None, stage_timeout_h: float = STAGE_TIMEOUT_H) -> State:
-    """scale: write it into params.yaml first; until: the last stage to run, with all it needs."""
+def compress(scale: str | None = None, until: str | None = None, stage_timeout_h: float = STAGE_TIMEOUT_H,
+             retime: bool = False) -> State:
+    """scale: write it into params.yaml first; until: the last stage to run, with all it needs; retime: time anew, on this
+    machine, and choose by that."""
     with one_at_a_time(say):
-        return bring_up_to_date(scale, until, stage_timeout_h)
+        return bring_up_to_date(scale, until, stage_timeout_h, retime)
 
 
-def bring_up_to_date(scale: str | None, until: str | None, stage_timeout_h: float) -> State:
+def bring_up_to_date(scale: str | None, until: str | None, stage_timeout_h: float, retime: bool = False) -> State:
     """`compress` without its lock, for a flow that holds it and goes on with what was made."""
     try:
-        plan = prepare(scale, until)
+        plan = prepare(scale, until, retime)
     except ValueError as error:
         return Failed(message=str(error))
     say(f"scale {plan.scale}: {len(plan.stages)} stages, {len(plan.stages) - len(plan.stale)} of them fresh")
-    return run_stages(plan.stages, plan.stale, stage_timeout_h * 3600)
+    state = run_stages(plan.stages, plan.stale, stage_timeout_h * 3600, plan.forced)
+    if state.is_completed() and (other := machine.elsewhere(plan.stages)):
+        say(other)
+    return state
 
 
-def prepare(scale: str | None = None, until: str | None = None) -> Plan:
+def prepare(scale: str | None = None, until: str | None = None, retime: bool = False) -> Plan:
     """The preflight: when it raises ValueError (file, value, bound), nothing has started and nothing was deleted. It may
     write `scale`, so whoever calls it holds the lock: stages of a run that is at work read params.yaml one by one."""
     if scale is not None:
         set_scale(scale)
     params = validate_all()
     freshness.check_paths(params)
-    machine.refresh()
     stages = freshness.dag(until)
-    stale = freshness.to_run(stages)
+    forced = tuple(stage for stage in machine.TIMED if retime and stage in stages)
+    stale = freshness.to_run(stages, forced)
     if stale:
         freshness.check_space()
         Cluster.from_params(params["cluster"]).check()
-    return Plan(params["scale"], stages, stale)
+    return Plan(params["scale"], stages, stale, forced)
 
 
 def set_scale(scale: str) -> None:
@@ -100,16 +106,18 @@ def run(asked: argparse.Namespace, until: str | None) -> int:
     """-> exit status. Prefect is started only where there is something for it to run."""
     started = time.monotonic()
     with one_at_a_time(partial(print, flush=True)):
-        plan = prepare(asked.scale, until)
+        plan = prepare(asked.scale, until, asked.retime)
     if not plan.stale:
         print("everything is fresh, nothing to run")
+        if other := machine.elsewhere(plan.stages):
+            print(other)
     else:
         due = ", ".join(stage for stage in plan.stages if stage in plan.stale)
         print(f"scale {plan.scale}, to run: {due}. Starting Prefect.", flush=True)
         take_over()
         try:
             start_server()
-            state = compress(asked.scale, until, asked.stage_timeout_h, return_state=True)
+            state = compress(asked.scale, until, asked.stage_timeout_h, asked.retime, return_state=True)
         except RuntimeError as error:  # raised before the flow began: inside, it would be a state
             print(f"error: Prefect did not start ({error}); `make repro` does the same work without it", file=sys.stderr)
             return 1
@@ -125,6 +133,7 @@ def main(arguments: list[str] | None = None, until: str | None = None) -> int:
     parser = argparse.ArgumentParser(description="Bring every stage up to date and show the verdict.")
     parser.add_argument("--scale", choices=SCALES, help="written into params.yaml, where it stays")
     parser.add_argument("--stage-timeout-h", type=float, default=STAGE_TIMEOUT_H, help="hours after which a stage is stopped")
+    parser.add_argument("--retime", action="store_true", help=f"time {' and '.join(machine.TIMED)} anew, on this machine")
     asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the stage's process ends, too
     try:

@@ -32,6 +32,11 @@ def hardware() -> Iterator[Finding]:
     yield ("ok" if fast else "note"), f"int8 instructions: {', '.join(sorted(fast)) or 'none, so int8 is no faster here'}"
 
 
+def times() -> Iterator[Finding]:
+    if other := machine.elsewhere():
+        yield "note", other
+
+
 def disk() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 1e9
     yield "ok" if free > DISK_GB else "WRONG", f"{free:.0f} GB free here (a quick run and its cache want {DISK_GB})"
@@ -78,7 +83,7 @@ def server() -> Iterator[Finding]:
     yield "ok", f"Prefect: {os.environ.get('PREFECT_API_URL') or 'a server of its own for each run'}"
 
 
-CHECKS = (python_version, hardware, disk, pins, backends, teachers, params, server)
+CHECKS = (python_version, hardware, times, disk, pins, backends, teachers, params, server)
 
 
 def main() -> int:

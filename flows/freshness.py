@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import networkx as nx
@@ -37,10 +38,11 @@ def dag(until: str | None = None) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(upstream.successors(name), key=names.index)) for name in order}
 
 
-def to_run(stages: dict[str, tuple[str, ...]]) -> set[str]:
-    """The stale stages and everything downstream of one: whether the latter really changed is known once the former ran."""
+def to_run(stages: dict[str, tuple[str, ...]], forced: Collection[str] = ()) -> set[str]:
+    """The stale and the forced stages and everything downstream of one: whether the latter really changed is known once the
+    former ran."""
     with Repo(".") as repo:
-        stale = {Path(target).name.rpartition(":")[2] for target in repo.status()}
+        stale = {Path(target).name.rpartition(":")[2] for target in repo.status()}.union(forced)
     for name, upstream in stages.items():
         if not stale.isdisjoint(upstream):
             stale.add(name)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ def worth_another_try(task, run, state: State) -> bool:
 
 @task(name="stage", retries=TRIES_AGAIN, retry_delay_seconds=5, retry_condition_fn=worth_another_try, cache_policy=NO_CACHE,
       persist_result=False)
-def run_stage(stage: str, timeout_s: float, fresh: bool = False) -> State:
-    """Bring one stage up to date with `dvc repro -s`. DVC alone decides whether its command runs.
+def run_stage(stage: str, timeout_s: float, fresh: bool = False, force: bool = False) -> State:
+    """Bring one stage up to date with `dvc repro -s`. DVC alone decides whether its command runs, unless it is to by `force`.
 
     A failure is a state with the stage's own last word as its message, not an exception: nobody needs a stack trace of the
     plumbing. What DVC deleted before a failed stage is put back.
@@ -57,15 +57,15 @@ def run_stage(stage: str, timeout_s: float, fresh: bool = False) -> State:
     tell = teller()
     status: int | None = None
     try:
-        status = run_child(command(stage), lambda line: (last.append(line), tell(line)), timeout_s, environment())
+        status = run_child(command(stage, force), lambda line: (last.append(line), tell(line)), timeout_s, environment())
     finally:  # after Ctrl-C and a cancelled run, too
         if status != 0 and (lost := put_back(stage, previous)):
             say(lost)
     return done(stage, last, time.monotonic() - started) if status == 0 else failure(stage, status, last, timeout_s)
 
 
-def command(stage: str) -> list[str]:
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+def command(stage: str, force: bool = False) -> list[str]:
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", *(["-f"] if force else []), stage]
 
 
 def environment() -> dict[str, str]:
@@ -162,7 +162,7 @@ def rows(numbers: Any, prefix: str = "") -> list[dict[str, Any]]:
     return [row for key, value in numbers.items() for row in rows(value, f"{prefix}.{key}" if prefix else key)]
 
 
-def run_stages(stages: dict[str, tuple[str, ...]], stale: set[str], timeout_s: float) -> State:
+def run_stages(stages: dict[str, tuple[str, ...]], stale: set[str], timeout_s: float, forced: Collection[str] = ()) -> State:
     """All stages in DAG order, one at a time: two at once on one machine would spoil each other's timings.
 
     What makes work wide is inside a stage (the cluster), not beside it. Stops at the first failure.
@@ -170,7 +170,7 @@ def run_stages(stages: dict[str, tuple[str, ...]], stale: set[str], timeout_s: f
     states: dict[str, State] = {}
     for stage, upstream in stages.items():
         step = run_stage.with_options(name=stage, task_run_name=stage)
-        states[stage] = step(stage, timeout_s, fresh=stage not in stale, return_state=True,
+        states[stage] = step(stage, timeout_s, fresh=stage not in stale, force=stage in forced, return_state=True,
                              wait_for=[states[name] for name in upstream if name in states])
         if not states[stage].is_completed():
             return Failed(message=states[stage].message)

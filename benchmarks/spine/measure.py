@@ -111,8 +111,6 @@ def take_over_profile(work: Path) -> None:
         for report in (first / "reports").glob(f"{stage}*.json"):
             shutil.copy(report, second / "reports")
     shutil.copy(first / "dvc.lock", second)
-    (second / "runs").mkdir()
-    shutil.copy(first / "runs" / "machine.json", second / "runs")
     execute(("dvc", "commit", "--force", *TAKEN_OVER), second)
 
 

@@ -1,16 +1,18 @@
-"""What this machine is, as far as speed depends on it: a profile taken on another one is stale.
+"""What this machine is, as far as speed depends on it, and which machine results were timed on.
 
-runs/machine.json is a dependency of the profile stage. It is rewritten only where it differs, so DVC sees a change exactly
-when the work has moved. Driver and library versions are not in it: the pinned versions are a dependency of their own.
+No stage depends on the machine: what was timed on one stays valid, as that one's, wherever it is pulled to. The descriptor is
+in what was timed, and whoever runs elsewhere is told. Driver and library versions are not in it: the pinned versions are a
+dependency of every stage.
 """
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
-from tasks.core.artifacts import RUNS, read_json, write_json
+from tasks.core.artifacts import ARTIFACTS, REPORTS, read_json
 
-MACHINE = RUNS / "machine.json"
+TIMED = ("profile", "benchmark")  # the stages whose results are times
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16",  # x86
          "asimd", "asimddp", "i8mm", "bf16")                                                     # Arm
 
@@ -34,18 +36,29 @@ def field(text: str, *names: str) -> str:
     return next((value.strip() for name, _, value in pairs if name.strip() in names), "")
 
 
-def refresh(path: Path = MACHINE) -> dict:
-    """Write the descriptor where it is missing, broken or another machine's. -> the descriptor."""
+def timed_on() -> dict[str, dict]:
+    """stage -> descriptor of the machine that its result here was timed on; without those that have no result."""
+    found = {}
+    if (path := ARTIFACTS / "profile" / "machine.json").exists():
+        found["profile"] = read_json(path)
+    if (path := REPORTS / "benchmark.timings.json").exists():
+        found["benchmark"] = read_json(path)["machine"]
+    return found
+
+
+def elsewhere(stages: Iterable[str] = TIMED) -> str | None:
+    """One line where results of `stages` were timed on another machine than this one."""
     here = describe()
-    try:
-        known = read_json(path)
-    except ValueError:
-        known = None
-    if known != here:
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, here)
-    return here
+    others = {stage: there for stage, there in timed_on().items()
+              if stage in stages and any(there.get(key) != value for key, value in here.items())}
+    if not others:
+        return None
+    machines = dict.fromkeys(map(named, others.values()))
+    this = "one of that name with other instructions" if named(here) in machines else named(here)
+    return (f"the times in {' and '.join(others)} are of {', '.join(machines)}, this is {this}: they stay valid as that "
+            f"machine's, `make run RETIME=1` times anew here")
 
 
-if __name__ == "__main__":
-    refresh()
+def named(machine: dict) -> str:
+    parts = ", ".join([f"{machine.get('cores')} cores", *machine.get("gpus", ())])
+    return f"{machine.get('cpu')} ({parts})"

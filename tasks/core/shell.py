@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from tasks.core import disk, machine
+from tasks.core import disk
 from tasks.core.artifacts import (
     ARTIFACTS,
     MANIFEST,
@@ -50,7 +50,6 @@ def complaint(error: Exception, target: Path) -> str:
 def execute(stage: ModuleType) -> None:
     name, started = stage_name(stage), time.time()
     raw = read_params()
-    machine.refresh()  # only now: elsewhere than at the top of the repository it would leave a folder behind
     params = stage_params(stage, raw)
     inputs = gather(stage, params, raw)
     partial = ARTIFACTS / f".{name}.partial"

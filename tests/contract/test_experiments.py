@@ -5,6 +5,7 @@ DVC's own code changes the file (Hydra's overrides, ruamel.yaml's dumper) and re
 
 import random
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,11 @@ def test_no_string_of_params_needs_quotes_that_dvc_drops():
     """DVC writes 2:4 in a list bare and cannot read that back."""
     strings = [v for value in LEAVES.values() for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
     assert strings and not [s for s in strings if yaml.safe_load(f"[{s}]") != [s] and not s.startswith("*")]
+
+def test_no_dependency_is_ignored_by_git():
+    """A second clone, `dvc exp run --temp` and `--queue` have only what git tracks and what DVC makes."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    deps = {dep for stage in stages for dep in stage["deps"] if not dep.startswith(("artifacts/", "${"))}
+    ignored = subprocess.run(["git", "check-ignore", *sorted(deps)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ignored.returncode, ignored.stdout) == (1, "")
+    assert not [dep for dep in deps if not subprocess.check_output(["git", "ls-files", dep], cwd=ROOT)]

@@ -44,6 +44,8 @@ pathlib.Path("artifacts/{0}/x").write_text("{1}")
 pathlib.Path("reports/{0}.json").write_text(json.dumps({{"a": {{"b": {1}}}}}))
 print("wrote {1}")
 """
+CLUSTER = {"address": None, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0, "max_attempts": 3, "max_object_mb": 64,
+           "storage_uri": None, "connect_timeout_s": 20, "start_timeout_s": 60}
 
 
 @pytest.fixture
@@ -171,6 +173,19 @@ def test_only_what_a_change_can_reach_is_run(toy, tmp_path):
     assert freshness.to_run(freshness.dag("one")) == set()
 
 
+def test_timing_anew_runs_what_is_fresh_and_all_that_reads_it(toy, tmp_path, monkeypatch):
+    """What was timed elsewhere is no reason for DVC to run: it is forced, by name."""
+    assert all(run(stage).is_completed() for stage in ("one", "two", "three"))
+    monkeypatch.setattr(compress.machine, "TIMED", ("two",))
+    monkeypatch.setattr(compress, "validate_all", lambda: {"scale": "quick", "cluster": CLUSTER})
+    monkeypatch.setattr(freshness, "check_paths", lambda params: None)
+    assert compress.prepare().stale == set()
+    plan = compress.prepare(retime=True)
+    assert (plan.stale, plan.forced) == ({"two", "three"}, ("two",))
+    assert stages.command("two", force=True)[-2:] == ["-f", "two"]
+    assert stages.run_stage.fn("two", 60.0, force=True).name == "Completed"  # neither fresh nor from the run cache
+
+
 def test_an_unknown_last_stage_is_named(toy):
     with pytest.raises(ValueError, match="until: 'four' is not one of one, two, three"):
         freshness.dag("four")
@@ -260,7 +275,7 @@ def test_the_second_run_waits_for_the_first_and_changes_nothing_before(tmp_path,
         monkeypatch.setattr(compress, "validate_all", lambda: seen.append(first.wait(10)) or {})
         monkeypatch.setattr("builtins.print", lambda line, **_: seen.append((line, Path("params.yaml").read_text())))
         with pytest.raises(KeyError):  # of {}, which is not looked at before the lock is had
-            compress.run(compress.argparse.Namespace(scale="full"), None)
+            compress.run(compress.argparse.Namespace(scale="full", retime=False), None)
     (line, params), status = seen
     assert "waiting" in line and params == "scale: quick\n" and status == 0
     assert (tmp_path / "params.yaml").read_text() == "scale: full\n"

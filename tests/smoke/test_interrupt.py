@@ -11,8 +11,8 @@ RUN = """
 import sys
 from flows import compress, stages
 compress.prepare = lambda *_: compress.Plan("quick", {"data": ()}, {"data"})
-stages.command = lambda stage: [sys.executable, "-c", "import time; print('at work', flush=True); time.sleep(600)"]
-stages.put_back = lambda stage, report: ""
+stages.command = lambda *_: [sys.executable, "-c", "import time; print('at work', flush=True); time.sleep(600)"]
+stages.put_back = lambda *_: ""
 sys.exit(compress.main([]))
 """
 
