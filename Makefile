@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint repro doctor claims freeze
+.PHONY: help install run test test-all lint repro publish doctor claims freeze
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP := .venv/installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
@@ -40,6 +40,9 @@ lint: $(STAMP) ## ruff
 
 doctor: ## what is wrong with this machine or this installation, in plain lines
 	@if [ -x .venv/bin/python ]; then $(IN_VENV) python -m flows.doctor; else echo "not installed: run make install"; exit 1; fi
+
+publish: $(STAMP) ## what the last run measured into reports/quick or reports/full and the README's tables, to be committed
+	@$(IN_VENV) python -m tasks.report.publish
 
 claims: $(STAMP) ## every claim of the README, computed from committed files
 	@$(IN_VENV) python -m benchmarks.claims

@@ -1,5 +1,7 @@
 """What DVC knows: the DAG, and which stages are stale. Asked in this process, once per run."""
 
+import hashlib
+import json
 import logging
 import subprocess
 import sys
@@ -49,22 +51,43 @@ def to_run(stages: dict[str, tuple[str, ...]], forced: Collection[str] = ()) -> 
     return stale & stages.keys()
 
 
-def put_back(stage: str, report: bytes | None) -> str | None:
-    """Restore what DVC deleted before a stage that then failed: its artifacts from the cache, and its previous report.
+def put_back(stage: str, stood: bool) -> str | None:
+    """Restore from the cache what DVC deleted before a stage that then failed: its artifacts and its reports.
 
-    -> why that failed, in one line, or None. It must not hide why the stage did.
+    stood: there was a result before. -> why it is not there again, in one line, or None. It must not hide why the stage failed.
     """
     try:
         with Repo(".") as repo:
-            if all(out.hash_info for out in repo.stage.load_one(name=stage).outs):  # it has succeeded before
-                repo.checkout(targets=[stage], force=True, allow_missing=True)
-        if report is not None:
-            REPORTS.mkdir(exist_ok=True)
-            disk.write_whole(REPORTS / f"{stage}.json", report.decode())
+            outs = repo.stage.load_one(name=stage).outs
+            if not all(out.hash_info for out in outs):  # it never succeeded
+                return None
+            repo.checkout(targets=[stage], force=True, allow_missing=True)
+            lost = [why for out in outs if (why := what_is_wrong(Path(out.def_path), out.hash_info.value))]
     except (OSError, DvcException) as error:
         return (f"{stage}: the previous result is safe in DVC's cache but could not be put back "
                 f"({' '.join(str(error).split())}); `dvc checkout {stage}` does it once that is mended")
-    return None
+    if not lost or not stood:
+        return None
+    free = disk.free_bytes(ARTIFACTS) / 1e6
+    return (f"{stage}: the previous result could not be put back ({', '.join(lost)}; {free:.0f} MB are free): with room and a "
+            f"whole cache `dvc checkout {stage}` does it, else `dvc pull {stage}` or another run")
+
+
+def what_is_wrong(out: Path, md5: str) -> str | None:
+    """A checkout leaves out what the cache lacks or has no room for, without a word, and trusts what the cache holds."""
+    if not out.exists():
+        return f"{out} is missing"
+    return None if dvc_md5(out) == md5 else f"{out} is not what it was"
+
+
+def dvc_md5(path: Path) -> str:
+    """As dvc.lock has it, of the bytes that are there: a file's MD5, or that of the list of a folder's files and theirs."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    names = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.parent.name != "__pycache__"}
+    files = [{"md5": dvc_md5(names[name]), "relpath": name} for name in sorted(names)]
+    return f"{hashlib.md5(json.dumps(files).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
 def check_space() -> None:

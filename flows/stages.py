@@ -1,6 +1,5 @@
 """The one Prefect task: run a DVC stage as a child, stream what it prints, publish what it claims."""
 
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from prefect.states import Completed, Failed, State
 from flows.child import run_child
 from flows.freshness import put_back
 from flows.screen import SHOWN, is_progress
-from tasks.core.artifacts import ARTIFACTS, REPORTS
+from tasks.core.artifacts import ARTIFACTS, REPORTS, read_json
 
 SUMMARY, REPORT_PAGE = ARTIFACTS / "report/summary.txt", ARTIFACTS / "report/report.html"
 KILLED = "Killed"         # state of a stage that a signal ended: its checkpoint makes one more try worth it
@@ -52,14 +51,14 @@ def run_stage(stage: str, timeout_s: float, fresh: bool = False, force: bool = F
         say(f"{stage}: fresh")
         return Completed(name="Cached", message="DVC: up to date")
     say(f"{stage}: running")
-    previous, started = read_report(stage), time.monotonic()
+    stood, started = (ARTIFACTS / stage).exists(), time.monotonic()
     last: deque[str] = deque(maxlen=LAST_LINES)
     tell = teller()
     status: int | None = None
     try:
         status = run_child(command(stage, force), lambda line: (last.append(line), tell(line)), timeout_s, environment())
     finally:  # after Ctrl-C and a cancelled run, too
-        if status != 0 and (lost := put_back(stage, previous)):
+        if status != 0 and (lost := put_back(stage, stood)):
             say(lost)
     return done(stage, last, time.monotonic() - started) if status == 0 else failure(stage, status, last, timeout_s)
 
@@ -140,16 +139,11 @@ def signal_of(status: int) -> int | None:
     return status - 128 if 128 < status < 128 + 65 else None
 
 
-def read_report(stage: str) -> bytes | None:
-    path = REPORTS / f"{stage}.json"
-    return path.read_bytes() if path.exists() else None
-
-
 def publish(stage: str) -> None:
     """What the stage claims, for people who watch in Prefect's UI."""
     key = stage.replace("_", "-")
-    if numbers := read_report(stage):
-        create_table_artifact(key=f"{key}-numbers", table=rows(json.loads(numbers)), description=f"reports/{stage}.json")
+    if (report := REPORTS / f"{stage}.json").exists():
+        create_table_artifact(key=f"{key}-numbers", table=rows(read_json(report)), description=str(report))
     if stage == "report" and SUMMARY.exists():
         create_markdown_artifact(key="summary", markdown=f"```\n{SUMMARY.read_text()}\n```", description="The result table")
         create_link_artifact(key="report", link=REPORT_PAGE.resolve().as_uri(), link_text="report.html")

@@ -66,8 +66,8 @@ def compared(bar: str, value: float | None, unit: str, holds: Callable[[float], 
 
 
 def report(root: Path, name: str) -> dict:
-    """A committed report; {} where there is none yet."""
-    path = root / "reports" / f"{name}.json"
+    """A published report of scale quick; {} where there is none yet."""
+    path = root / "reports" / "quick" / f"{name}.json"
     return read_json(path) if path.exists() else {}
 
 

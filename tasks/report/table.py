@@ -186,7 +186,7 @@ def rounds(rows: dict[str, Row], setting: tuple[str, int]) -> str:
     return " to ".join(dict.fromkeys(str(n) for n in (found[0], found[-1]))) if found else "no"
 
 
-def readme_block(reports: Path = REPORTS) -> str:
+def readme_block(reports: Path) -> str:
     """The table and its caption, from committed reports alone."""
     timings, verdict = read_json(reports / "benchmark.timings.json"), read_json(reports / "report.json")
     rows = read_rows(read_json(reports / "fid.json"), read_json(reports / "benchmark.json"), timings)
@@ -198,7 +198,7 @@ def readme_block(reports: Path = REPORTS) -> str:
 def with_tables(readme: str, root: Path = Path()) -> str:
     """The text with each table made anew from the reports, below `root`, that its marker names. ValueError: it has none."""
     if not BLOCK.search(readme):
-        raise ValueError(f"{README}: no line {BEGIN.format(REPORTS)!r} with a line {END!r} after it")
+        raise ValueError(f"{README}: no line {BEGIN.format(REPORTS / 'quick')!r} with a line {END!r} after it")
     return BLOCK.sub(lambda found: f"{found[1]}{readme_block(root / found['reports'])}{found[3]}", readme)
 
 

@@ -5,12 +5,14 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 from prefect.logging import disable_run_logger
 from prefect.states import Completed
 
@@ -26,7 +28,7 @@ stages:
     cmd: python one.py
     deps: [one.py]
     outs: [artifacts/one]
-    metrics: [{reports/one.json: {cache: false}}]
+    metrics: [reports/one.json]
   two:
     cmd: python two.py
     deps: [artifacts/one, two.py]
@@ -199,6 +201,72 @@ def test_failure_is_the_stages_last_word_and_its_results_come_back(toy, tmp_path
     assert state.is_failed() and state.message == f"one: {complaint}"
     assert (tmp_path / "artifacts/one/x").read_text() == "1"
     assert (tmp_path / "reports/one.json").read_text() == '{"a": {"b": 1}}'
+
+
+def put_back_after(damage=lambda: None) -> str | None:
+    """What is said when stage one, which succeeded, fails once DVC has deleted its outs and `damage` was done to the cache."""
+    assert run("one").is_completed()
+    damage()
+    shutil.rmtree("artifacts/one")
+    Path("reports/one.json").unlink()
+    return freshness.put_back("one", stood=True)
+
+
+def cached(text: str) -> Path:
+    """The file of DVC's cache that holds `text`."""
+    return next(p for p in Path(".dvc/cache/files").rglob("*") if p.is_file() and p.read_text() == text)
+
+
+@pytest.mark.parametrize("links", ["copy", "hardlink", "symlink"])
+def test_what_comes_back_is_checked_whatever_links_the_cache_has(toy, links):
+    Path(".dvc/config").write_text(f"[core]\n    analytics = false\n[cache]\n    type = {links}\n")
+    assert put_back_after() is None
+    assert Path("artifacts/one/x").read_text() == "1"
+    assert Path("artifacts/one/x").is_symlink() == (links == "symlink")
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda: cached("1").unlink(), "artifacts/one is missing"),
+    (lambda: cached('{"a": {"b": 1}}').unlink(), "reports/one.json is missing"),
+    (lambda: shutil.rmtree(".dvc/cache"), "artifacts/one is missing, reports/one.json is missing"),
+    (lambda: (cached("1").chmod(0o644), cached("1").write_text("2")), "artifacts/one is not what it was")],
+    ids=["a file", "the report", "all of it", "a flipped bit"])
+def test_what_the_cache_lacks_is_said(toy, damage, said):
+    assert f"one: the previous result could not be put back ({said}; " in put_back_after(damage)
+
+
+def test_a_disk_that_fills_up_while_a_stages_outs_are_gone_is_said(toy, monkeypatch):
+    """DVC's checkout says nothing, and leaves nothing."""
+    said = []
+    monkeypatch.setattr(stages, "say", said.append)
+    Path("artifacts").mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "artifacts"]
+    if subprocess.run(small, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        Path("one.py").write_text(WRITES.format("one", 1) + "pathlib.Path('artifacts/one/y').write_text('1' * 30_000)\n")
+        assert run("one").is_completed()
+        Path("one.py").write_text("open('artifacts/ballast', 'w').write('0' * 50_000); import sys; sys.exit('error: no')")
+        assert run("one").message == "one: no"
+        assert "one: the previous result could not be put back (artifacts/one is missing; 0 MB are free)" in said[-1]
+        assert not Path("artifacts/one").exists() and Path("reports/one.json").exists()
+    finally:
+        subprocess.run(["umount", "--lazy", "artifacts"], check=True)
+
+
+def test_nothing_is_missed_that_was_not_there(toy):
+    """A fresh clone: dvc.lock knows a result whose files are nowhere."""
+    assert "could not be put back" in put_back_after(lambda: shutil.rmtree(".dvc/cache"))
+    assert freshness.put_back("one", stood=False) is None
+
+
+def test_the_hash_of_what_is_there_is_dvcs_own(toy):
+    Path("one.py").write_text(WRITES.format("one", 1) + "pathlib.Path('artifacts/one/a b').mkdir()\n"
+                              "for name in ('Z', 'a b/é', 'a-'): pathlib.Path('artifacts/one', name).write_text(name)\n")
+    assert run("one").is_completed()
+    outs = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["one"]["outs"]
+    assert {out["path"]: out["md5"] for out in outs} == {name: freshness.dvc_md5(Path(name))
+                                                         for name in ("artifacts/one", "reports/one.json")}
 
 
 def test_a_missing_dependency_is_named(toy):

@@ -23,13 +23,13 @@ GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", 
 
 
 def repository(root, spine=GOOD, accuracy=0.96, samples=1000, steps=50, teacher_mb=4.5):
-    (root / "reports").mkdir()
+    (root / "reports" / "quick").mkdir(parents=True)
     (root / "benchmarks" / "spine").mkdir(parents=True)
     teacher = root / "tasks" / "pretrain_load" / "teachers" / "dit"
     teacher.mkdir(parents=True)
     (teacher / "model.safetensors").write_bytes(bytes(int(teacher_mb * 1e6)))
     (teacher / "card.json").write_text(json.dumps({"class_accuracy": accuracy, "samples": samples, "sampling_steps": steps}))
-    (root / "reports" / "report.json").write_text(json.dumps({"met": False, "beats_dull_best": False}))
+    (root / "reports" / "quick" / "report.json").write_text(json.dumps({"met": False, "beats_dull_best": False}))
     with (root / "benchmarks" / "spine" / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -8,6 +8,7 @@ from tasks.core.artifacts import write_json
 from tasks.report.results import fid_key, read_rows, settings, speeds
 from tasks.report.table import (
     BEGIN,
+    BLOCK,
     END,
     all_columns,
     caption,
@@ -138,6 +139,8 @@ def test_the_command_writes_into_the_readme(reports, monkeypatch):
     assert "| `compressed` |" in (reports / "README.md").read_text()
 
 
-def test_the_readme_holds_what_the_committed_reports_say():
+def test_the_readme_holds_what_was_published():
+    """Of reports/quick and reports/full, which no run writes to."""
     text = (REPOSITORY / "README.md").read_text()
+    assert sorted(found["reports"] for found in BLOCK.finditer(text)) == ["reports/full", "reports/quick"]
     assert with_tables(text, REPOSITORY) == text, "run: python -m tasks.report.table"
