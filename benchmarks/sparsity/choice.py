@@ -16,7 +16,8 @@ from tasks.core.sparsity import grain_mask, parse_pattern, stored_bits
 from tasks.mask_search.allocate import Cut, Option, allocate
 from tasks.mask_search.allocate import uniform as one_density
 from tasks.mask_search.choose import CostModel, macs_model
-from tasks.mask_search.saliency import Statistics, input_statistics
+from tasks.mask_search.grams import input_statistics
+from tasks.mask_search.saliency import Statistics
 from tasks.mask_search.sensitivity import (
     Trajectories,
     cut_errors,

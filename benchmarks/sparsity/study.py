@@ -36,9 +36,10 @@ from tasks.core.sampler import initial_noise, labels_for, trajectory
 from tasks.core.sparsity import grain_mask, kept_shares, parse_pattern
 from tasks.distill.settings import Settings
 from tasks.distill.train import Student, train
+from tasks.mask_search.grams import input_statistics
 from tasks.mask_search.masks import misfits
 from tasks.mask_search.permute import permute_model
-from tasks.mask_search.saliency import input_statistics, made_up, saliency
+from tasks.mask_search.saliency import made_up, saliency
 from tasks.mask_search.sensitivity import cut_masks
 from tasks.runtime.masks import apply_masks, shrink_units
 from tasks.runtime.precision import apply_precision, calibrate_ranges, live_precision

@@ -1,6 +1,8 @@
 """Noised images on which the predictions of two networks are compared, one evaluation each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -31,10 +33,16 @@ def noised(schedule: Schedule, images: np.ndarray, labels: np.ndarray | None, n:
                        labels=None if labels is None else torch.from_numpy(labels)[index])
 
 
+def chunk_of(shape: Sequence[int]) -> int:
+    """Images (C, H, W) that are evaluated together in bounded memory: 64 of up to 32 x 32 pixels, fewer of larger ones."""
+    return min(64, max(1, 64 * 32 * 32 // prod(shape[1:])))
+
+
 @torch.inference_mode()
-def predictions(denoiser: Denoiser, calibration: Calibration, chunk: int = 64) -> Tensor:
+def predictions(denoiser: Denoiser, calibration: Calibration) -> Tensor:
     """(N, C, H, W), computed in chunks of bounded memory."""
     x, t, labels = calibration.x, calibration.t, calibration.labels
+    chunk = chunk_of(x.shape[1:])
     parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
     return torch.cat([denoiser(x[s], t[s], None if labels is None else labels[s]) for s in parts])
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.core.calibration import relative_error
+from tasks.core.calibration import chunk_of, relative_error
 from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.progress import track
 from tasks.core.recipe import Recipe
@@ -103,9 +103,9 @@ class Trajectories:
         return relative_error(sampled(predict, self.schedule, self.recipe, self.noise, self.labels), self.images)
 
 
-def sampled(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
-            chunk: int = 64) -> Tensor:
+def sampled(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None) -> Tensor:
     """`sample` in chunks of bounded memory."""
+    chunk = chunk_of(noise.shape[1:])
     parts = [slice(i, i + chunk) for i in range(0, len(noise), chunk)]
     return torch.cat([sample(predict, schedule, recipe, noise[s], None if labels is None else labels[s]) for s in parts])
 

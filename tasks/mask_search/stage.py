@@ -19,6 +19,7 @@ Left out: training of the mixed plan (students are of one grain); whole blocks a
 import csv
 import functools
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
@@ -39,9 +40,10 @@ from tasks.core.sampler import network
 from tasks.core.sparsity import GRAINS, kept_shares, mask_density
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
-from tasks.mask_search.masks import covered, granule, misfits
+from tasks.mask_search.grams import bounded_statistics, check_widths
+from tasks.mask_search.masks import covered, granule, misfit, misfits
 from tasks.mask_search.plans import Plan, describe, make_plans
-from tasks.mask_search.saliency import KINDS, input_statistics, made_up, saliency
+from tasks.mask_search.saliency import KINDS, made_up, saliency
 from tasks.mask_search.sensitivity import (
     Errors,
     Trajectories,
@@ -73,6 +75,7 @@ class Params:
     images: int                   # on which each cut's error is measured, the teacher's from the same noise beside them
     steps: int                    # of DDIM that they are sampled with
     inputs: int                   # teacher samples whose inputs to each layer weights are made up on
+    gram_mb: int                  # MiB of these inputs' Gram matrices in memory; changes no result
     min_gain: float               # least predicted gain on the target, as a share of dense, that makes a grain pay
     backend: str                  # whose times in the profile count
     batch: int
@@ -89,8 +92,8 @@ class Params:
             check_grain("mask_search.grains", token)
         check_choice("mask_search.saliency", self.saliency, KINDS)
         for key, low, high in (("unit_share", 0.01, 0.99), ("unit_multiple", 1, 1024), ("images", 1, 10**6),
-                               ("steps", 1, 1000), ("inputs", 1, 10**6), ("min_gain", 0, 1), ("batch", 1, 65_536),
-                               ("seed", 0, 2**31)):
+                               ("steps", 1, 1000), ("inputs", 1, 10**6), ("gram_mb", 1, 10**6), ("min_gain", 0, 1),
+                               ("batch", 1, 65_536), ("seed", 0, 2**31)):
             check_range(f"mask_search.{key}", getattr(self, key), low, high)
         if (most := round(1 - min(self.densities), 4)) < self.unit_share:
             raise ValueError(f"mask_search.unit_share: {self.unit_share} is more than densities {list(self.densities)} remove, "
@@ -115,13 +118,20 @@ def grain_of(token: str) -> str:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
-    teacher, bank = denoisers.load(inputs["pretrain_load"] / "teacher"), inputs["pretrain_load"]
+    teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
+    check_memory(teacher, params)
+    with tempfile.TemporaryDirectory(prefix=".grams.", dir=out) as waiting:
+        return searched(teacher, params, inputs, out, Path(waiting))
+
+
+def searched(teacher: Denoiser, params: Params, inputs: Inputs, out: Path, waiting: Path) -> Report:
+    """waiting: a folder for the Gram matrices that are not worked on."""
     models = cost_models(layer_costs(teacher), inputs["profile"], params.backend, params.batch)
     dense = Trajectories.of(teacher, network(teacher), params.steps, params.images, params.seed)
     layers, left_dense = fitting_layers(teacher, params.cover, dict.fromkeys((BASELINE, *map(grain_of, params.grains))))
 
-    read = {units.consumer for units in hidden_units(teacher.model)}.union(*layers.values())
-    statistics = input_statistics(teacher, read_bank(teacher, bank, params.inputs, params.seed), read)
+    calibration = read_bank(teacher, inputs["pretrain_load"], params.inputs, params.seed)
+    statistics = bounded_statistics(teacher, calibration, layers_read(teacher, params), params.gram_mb, waiting)
 
     def error() -> float:
         return dense.error(network(teacher))
@@ -208,6 +218,20 @@ def deciding_model(cuts: Sequence[Cut], errors: Errors, models: Mapping[str, Cos
               f"is {params.unit_share}: MACs decide in place of times", flush=True)
         return models["bitops"]
     return model
+
+
+def check_memory(teacher: Denoiser, params: Params) -> None:
+    """Raises ValueError for a layer whose Gram matrix is too large for gram_mb. From shapes alone: weights may be on meta."""
+    check_widths({name: layer.weight.shape for name, layer in layers_read(teacher, params).items()}, params.gram_mb)
+
+
+def layers_read(teacher: Denoiser, params: Params) -> dict[str, nn.Module]:
+    """Whose inputs decide: the layers that read units, and those that a grain of the cover divides."""
+    layers, grains = teacher.prunable_layers(), (BASELINE, *map(grain_of, params.grains))
+    read = {units.consumer for units in hidden_units(teacher.model)}
+    read |= {name for name in covered(layers, params.cover)
+             if not all(misfit(tuple(layers[name].weight.shape), grain) for grain in grains)}
+    return {name: layer for name, layer in layers.items() if name in read}
 
 
 def read_bank(teacher: Denoiser, folder: Path, images: int, seed: int) -> Calibration:

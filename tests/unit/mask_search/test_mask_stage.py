@@ -19,7 +19,7 @@ from tasks.runtime.masks import hidden_units, shrink_units
 GOAL = Goal(target="latency", max_quality_loss=0.05, min_speedup=2.0, max_bitops=0.1, max_size=1000)
 PARAMS = stage.Params(cover=("*.attn1.*", "*.ff.*", "*_blocks.*", "mid_block.*"), densities=(0.25, 0.5), grains=("2of4",),
                       grain_densities=(0.5,), unit_share=0.4, unit_multiple=8, saliency="magnitude", images=8, steps=4,
-                      inputs=16, min_gain=0.02, backend="openvino", batch=8, seed=0, goal=GOAL)
+                      inputs=16, gram_mb=64, min_gain=0.02, backend="openvino", batch=8, seed=0, goal=GOAL)
 # Time of a pruned layer over its dense time, of layer after layer in turn. cpu: the spread of a real profile's rows, whose
 # kernels compute the zeros of 2:4; gpu: semi-structured kernels, units as on the cpu.
 CPU = {("unit", 0.5): (0.5, 0.55), ("unit", 0.25): (0.25, 0.3), ("2:4", 0.5): (1.03, 0.94, 1.08, 1.0)}

@@ -8,7 +8,8 @@ from torch import nn
 from tasks.core.calibration import noised
 from tasks.core.denoiser import build
 from tasks.core.sparsity import grain_mask
-from tasks.mask_search.saliency import DAMPING, KINDS, Statistics, input_rows, input_statistics, reconstruct, saliency
+from tasks.mask_search.grams import input_rows, input_statistics
+from tasks.mask_search.saliency import DAMPING, KINDS, Statistics, reconstruct, saliency
 from tasks.pretrain_load.architectures import SCHEDULE, dit, unet
 
 
