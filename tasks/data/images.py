@@ -36,9 +36,12 @@ def load_images(source: str, path: str | None, size: int, channels: int) -> tupl
 def conform(images: np.ndarray, size: int, channels: int) -> np.ndarray:
     """uint8 (N, H, W) grey -> (N, channels, size, size)."""
     from PIL import Image
-    if images.shape[1:] != (size, size):
-        images = np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BICUBIC)) for i in images])
-    return np.repeat(images[:, None], channels, axis=1)
+    if images.shape[1:] == (size, size):
+        return np.repeat(images[:, None], channels, axis=1)
+    fitted = np.empty((len(images), channels, size, size), np.uint8)
+    for one, image in zip(fitted, images, strict=True):
+        one[:] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return fitted
 
 
 def load_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -64,8 +67,8 @@ def load_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.
 
 def check_headers(files: list[Path]) -> None:
     """Of at most HEADERS of the pictures, evenly chosen; nothing is decoded. Raises ValueError as `load_folder` does."""
-    from tasks.data.picture import open_picture
-    attempt(range(0, len(files), -(-len(files) // HEADERS)), files, lambda i: open_picture(files[i])[0].close())
+    from tasks.data.picture import check_picture
+    attempt(range(0, len(files), -(-len(files) // HEADERS)), files, lambda i: check_picture(files[i]))
 
 
 def attempt(chosen: Iterable[int], files: list[Path], read: Callable[[int], None]) -> None:
@@ -98,4 +101,7 @@ def split(labels: np.ndarray | None, n: int, holdout: int, seed: int) -> tuple[n
     if counts.min() < 2:
         raise ValueError(f"data: class {counts.argmin()} has {counts.min()} image(s); train and holdout need one each")
     train, held = train_test_split(np.arange(n), test_size=holdout, random_state=seed, stratify=labels)
+    if labels is not None and (lost := np.setdiff1d(labels, labels[train])).size:
+        raise ValueError(f"data.holdout: {holdout} of {n} images leaves none of class {lost[0]}, of which there are "
+                         f"{counts[lost[0]]}, to train on")
     return np.sort(train), np.sort(held)

@@ -1,7 +1,8 @@
 """One picture file -> one array; what becomes of every depth, alpha, colour profile and orientation.
 
 - **Files**: PNG, JPEG, BMP, WebP and TIFF by their content, whatever the suffix says. An animation and a TIFF of several pages
-  are refused; of a JPEG with more pictures (MPO: stereo, previews) the first is read, which is the main one.
+  are refused; of a JPEG with more pictures (MPO: stereo, previews) the first is read, which is the main one, with a note.
+  Refused by name is what Pillow 13 opens but reads as another picture: see `check_header`, `check_tiff` and `check_bmp`.
 - **Depth**: unsigned integers of 1 to 16 bits span black to white with the whole range of their type; floats are 0 (black) to
   1 (white). Floats beyond that, signed integers and integers of 32 bits have no white of their own and are refused. Grey keeps
   all its bits until it is resized; 16-bit colour keeps the high byte of each value, which is at most one level of 255 darker.
@@ -23,19 +24,23 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, EOFError,
            MemoryError, struct.error, zlib.error, Image.DecompressionBombError)  # what Pillow raises for files that are broken
 TAKEN = "taken are unsigned integers of 1 to 16 bits, and floats from 0 to 1"
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # one channel of more than 8 bits
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # EXIF 2.3's orientations; Pillow's rotations are anticlockwise
 SRGB_GAMMA = 1 / 2.2
 LEVELS = np.arange(0, 256, 15, dtype=np.uint8)
 COLOURS = Image.fromarray(np.stack(np.meshgrid(LEVELS, LEVELS, LEVELS), -1).reshape(-1, 18, 3))  # RGB, 18 levels a channel
 RAMP = Image.fromarray(np.arange(256, dtype=np.uint8)[None])  # L, 0 to 255
-BITS, COMPRESSION, PHOTOMETRIC, COLORMAP, SAMPLE_FORMAT, SUBSAMPLING = 258, 259, 262, 320, 339, 530  # TIFF's tags,
-UNCOMPRESSED, WHITE_IS_ZERO, YCBCR, SIGNED = 1, 0, 6, 2  # and values of them
+BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, COLORMAP, SAMPLE_FORMAT, SUBSAMPLING = 258, 259, 262, 277, 284, 320, 339, 530
+UNCOMPRESSED, WHITE_IS_ZERO, YCBCR, SEPARATE, SIGNED = 1, 0, 6, 2, 2  # values of these tags of TIFF
+FLAT = ("RGB", "RGBA", "CMYK")  # modes that Pillow reads well where channels are stored one after the other
 
 BAD_PROFILE = "a colour profile that cannot be used and is ignored"
 BAD_EXIF = "EXIF that cannot be read; it counts as upright"
@@ -52,8 +57,14 @@ def read_picture(file: Path, size: int, channels: int) -> tuple[np.ndarray, list
         image, notes = open_picture(file)
         with image:
             image.load()
-            upright = turn(image, notes)
-    return fit(flatten(upright, notes), size, channels), notes
+            return fit(flatten(turn(image, notes), notes), size, channels), notes
+
+
+def check_picture(file: Path) -> None:
+    """What its header tells; nothing is decoded. Raises one of DAMAGED."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_picture(file)[0].close()
 
 
 def open_picture(file: Path) -> tuple[Image.Image, list[str]]:
@@ -66,6 +77,8 @@ def open_picture(file: Path) -> tuple[Image.Image, list[str]]:
         check_header(image)
         if image.format == "TIFF":
             check_tiff(image)
+        if image.format == "BMP":
+            check_bmp(image)
     except DAMAGED:
         image.close()
         raise
@@ -91,13 +104,27 @@ def check_tiff(image: Image.Image) -> None:
         raise ValueError(f"signed integers; {TAKEN}")
     if image.mode == "I":
         raise ValueError(f"integers of {tags[BITS][0]} bits; {TAKEN}")
+    if image.mode == "F" and tags.prefix == b"MM" and tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED:
+        raise ValueError("compressed big-endian floats, whose bytes Pillow swaps; taken are little-endian or uncompressed ones")
     if PHOTOMETRIC not in tags:
         raise ValueError("a TIFF that does not say whether 0 is black (PhotometricInterpretation)")
+    if tags.get(PLANES) == SEPARATE and (max(tags.get(BITS, (1,))) > 8 or tags.get(SAMPLES, 1) > 1 and image.mode not in FLAT):
+        raise ValueError(f"channels stored one after the other (PlanarConfiguration 2), {max(tags[BITS])} bits, {image.mode}; "
+                         f"taken so are 8-bit {', '.join(FLAT)}")
     if image.mode in ("P", "PA") and 0 < max(tags[COLORMAP]) < 256:
         raise ValueError("a palette of 8-bit values, where TIFF has 16")
     if (tags[PHOTOMETRIC] == YCBCR and tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
             and tuple(tags.get(SUBSAMPLING, (2, 2))) != (1, 1)):
         raise ValueError("uncompressed YCbCr with fewer colours than pixels; taken is one colour a pixel, or JPEG in TIFF")
+
+
+def check_bmp(image: Image.Image) -> None:
+    """Pillow takes 4 or 8 bits a pixel for 1 where the palette is black and white."""
+    image.fp.seek(14)
+    head = image.fp.read(16)
+    bits = struct.unpack_from("<H", head, 10 if head[0] == 12 else 14)[0]
+    if image.mode == "1" and bits != 1:
+        raise ValueError(f"{bits} bits a pixel with a palette of black and white alone; taken is 1 bit, or a longer palette")
 
 
 def rawmode(image: Image.Image) -> str:
@@ -118,11 +145,13 @@ def complete(image: Image.Image) -> None:
 
 
 def turn(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Upright, as Pillow turns a TIFF while it loads. Its exif_transpose writes all of EXIF anew: odd entries make it fail."""
     try:
-        image.getexif()
+        method = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except DAMAGED:
         notes.append(BAD_EXIF)
-    return ImageOps.exif_transpose(image)
+        return image
+    return image if method is None else image.transpose(method)
 
 
 def flatten(image: Image.Image, notes: list[str]) -> Image.Image:

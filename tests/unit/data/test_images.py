@@ -64,6 +64,7 @@ def test_split_is_stratified_complete_and_the_seeds_own():
     (None, 10, r"data.holdout: 10 is not between 1 and 9 \(10 images, 1 classes\)"),
     (np.array([0, 1] * 5), 1, r"data.holdout: 1 is not between 2 and 8"),
     (np.array([0] * 9 + [1]), 4, r"class 1 has 1 image"),
+    (np.array([0] * 8 + [1] * 2), 8, r"data.holdout: 8 of 10 images leaves none of class 1, of which there are 2, to train on"),
 ])
 def test_an_impossible_split_names_the_bound(labels, holdout, message):
     with pytest.raises(ValueError, match=message):

@@ -1,43 +1,29 @@
-"""Pictures of every kind against arithmetic done by hand on the pixels they were made of, and ImageCms for profiles."""
+"""Depth, modes, alpha and size of pictures, against arithmetic done by hand on the pixels they were made of."""
 
 import io
 import struct
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image
 
 from tasks.data import picture
 from tasks.data.picture import DAMAGED, read_picture
-from tests.unit.data.crafted import GREY, PALETTE, RGB, RGB_ALPHA, write_png, write_tiff
-
-N = 8  # pixels a side: read at their own size, pictures are not resized
-LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def noise(*shape: int, high: int = 256, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, high, shape)
-
-
-def image_of(array: np.ndarray, mode: str) -> Image.Image:
-    return Image.frombytes(mode, array.shape[1::-1], np.ascontiguousarray(array).tobytes())
-
-
-def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """colour (H, W, C), alpha (H, W) in 0..255."""
-    share = (alpha / 255)[..., None]
-    return colour * share + 255 * (1 - share)
-
-
-def check(file, wanted: np.ndarray, levels: float = 0.5, notes: tuple = ()) -> None:
-    """wanted: (H, W) grey or (H, W, 3), 0..255, not rounded; read as colour and as grey."""
-    colour = np.repeat(wanted[..., None], 3, -1) if wanted.ndim == 2 else wanted
-    found, said = read_picture(file, N, 3)
-    assert found.dtype == np.uint8 and said == list(notes)
-    assert np.abs(found.transpose(1, 2, 0) - colour).max() <= levels + 1e-3
-    grey = colour @ LUMA
-    assert np.abs(read_picture(file, N, 1)[0][0] - grey).max() <= levels + 1 + 1e-3
-
+from tests.unit.data.crafted import (
+    GREY,
+    PALETTE,
+    RGB,
+    RGB_ALPHA,
+    N,
+    check,
+    hidden,
+    image_of,
+    noise,
+    of_lightness,
+    on_white,
+    write_png,
+    write_tiff,
+)
 
 # --- modes and depths
 
@@ -194,14 +180,18 @@ def test_subsampled_ycbcr_that_is_not_compressed_is_refused(tmp_path):
         read_picture(file, N, 3)
 
 
+def test_modes_that_no_file_has_but_programs_make():
+    colour, alpha = hidden(3)
+    pixels = np.dstack([colour, alpha]).astype(np.uint8)
+    multiplied = np.dstack([np.rint(colour * alpha[..., None] / 255), alpha]).astype(np.uint8)
+    for mode, array, wanted in (("RGBX", pixels, colour), ("RGBa", multiplied, on_white(colour, alpha)),
+                                ("La", multiplied[..., 2:], on_white(colour[..., 2:], alpha)[..., 0]),
+                                ("1", np.packbits(alpha > 127, axis=1), (alpha > 127) * 255)):
+        image = image_of(array, mode) if mode != "1" else Image.frombytes("1", (N, N), array.tobytes())
+        assert np.abs(np.asarray(picture.flatten(image, [])) - wanted).max() <= 2
+
+
 # --- alpha
-
-def hidden(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours and alpha; where alpha is 0 the colours are not."""
-    colour, alpha = noise(N, N, channels), noise(N, N, seed=1)
-    alpha[:3], alpha[3:5] = 0, 255
-    return colour, alpha
-
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "bmp"])
 def test_rgba_lies_on_white(tmp_path, suffix):
@@ -319,188 +309,6 @@ def test_a_wholly_transparent_picture_is_white_and_it_is_said(tmp_path):
     check(tmp_path / "a.png", np.full((N, N), 255), notes=[picture.CLEAR])
 
 
-# --- colour profiles
-
-def s15(value: float) -> bytes:
-    return struct.pack(">i", round(value * 65536))
-
-
-def profile(gamma: float, primaries: list[list[float]] | None = None) -> bytes:
-    """Grey, or RGB with these colorants (columns XYZ, relative to D50), and one gamma."""
-    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    if primaries is None:
-        return icc_of(b"GRAY", b"mntr", b"XYZ ", {b"kTRC": curve})
-    tags = {}
-    for name, column in zip(b"rgb", np.array(primaries).T, strict=True):
-        tags[bytes([name]) + b"XYZ"] = b"XYZ " + bytes(4) + b"".join(s15(v) for v in column)
-        tags[bytes([name]) + b"TRC"] = curve
-    return icc_of(b"RGB ", b"mntr", b"XYZ ", tags)
-
-
-def press(lightness: np.ndarray) -> bytes:
-    """CMYK: lightness (2, 2, 2, 2), 0..255 of CIELAB's L, of each ink at 0 or 255; all colours are grey."""
-    table = np.stack([lightness.ravel(), np.full(16, 128), np.full(16, 128)], -1).astype(np.uint8).tobytes()
-    straight = bytes(range(256))
-    identity = b"".join(s15(v) for v in np.eye(3).ravel())
-    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + straight * 4 + table + straight * 3
-    return icc_of(b"CMYK", b"prtr", b"Lab ", {b"A2B0": lut})
-
-
-def icc_of(space: bytes, device: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC v2 profile, byte by byte."""
-    tags = {b"wtpt": b"XYZ " + bytes(4) + s15(0.9642) + s15(1) + s15(0.8249), **tags}
-    table, data, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
-    for name, body in tags.items():
-        table += name + struct.pack(">II", at + len(data), len(body))
-        data += body + bytes(-len(body) % 4)
-    head = struct.pack(">I4xI", 128 + len(table) + len(data), 0x02400000) + device + space + connection + bytes(12) + b"acsp"
-    return (head + bytes(28) + s15(0.9642) + s15(1) + s15(0.8249)).ljust(128, b"\0") + table + data
-
-
-ADOBE = [[0.6097, 0.2053, 0.1492], [0.3111, 0.6257, 0.0632], [0.0195, 0.0609, 0.7446]]   # Adobe RGB (1998), D50
-P3 = [[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]]     # Display P3, D50
-SRGB = [[0.4361, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]]    # sRGB, D50
-
-
-def encode(linear: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1, 0..1 -> 0..255."""
-    linear = linear.clip(0, 1)
-    return 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
-
-
-def as_srgb(colour: np.ndarray, gamma: float, primaries: list) -> np.ndarray:
-    linear = (colour / 255) ** gamma
-    return encode(linear @ np.array(primaries).T @ np.linalg.inv(np.array(SRGB)).T)
-
-
-@pytest.mark.parametrize("primaries", [ADOBE, P3], ids=["adobe", "p3"])
-@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
-def test_wide_gamuts_become_srgb(tmp_path, suffix, primaries):
-    colour = noise(N, N, 3)
-    how = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(suffix, {})
-    image_of(colour.astype(np.uint8), "RGB").save(tmp_path / f"a.{suffix}", icc_profile=profile(2.2, primaries), **how)
-    stored = np.asarray(Image.open(tmp_path / f"a.{suffix}").convert("RGB")).astype(float)
-    assert np.abs(stored - as_srgb(stored, 2.2, primaries)).max() > 10
-    check(tmp_path / f"a.{suffix}", as_srgb(stored, 2.2, primaries), levels=2)
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_grey_of_another_gamma_becomes_srgb(tmp_path, bits):
-    values = noise(N, N, high=2**bits)
-    icc = io.BytesIO()
-    Image.new("L", (1, 1)).save(icc, "PNG", icc_profile=profile(1.0))
-    start = icc.getvalue().index(b"iCCP")
-    chunk = icc.getvalue()[start + 4:start + 4 + struct.unpack(">I", icc.getvalue()[start - 4:start])[0]]
-    values[0, :3] = 0, (2**bits - 1) // 100, 2**bits - 1
-    wanted = encode(values / (2**bits - 1))
-    check(write_png(tmp_path / "a.png", values, bits, GREY, {b"iCCP": chunk}), wanted, levels=1)
-
-
-def test_alpha_stays_when_colours_are_converted(tmp_path):
-    colour, alpha = hidden(3)
-    image_of(np.dstack([colour, alpha]).astype(np.uint8), "RGBA").save(tmp_path / "a.png", icc_profile=profile(1.8, SRGB))
-    check(tmp_path / "a.png", on_white(as_srgb(colour, 1.8, SRGB), alpha), levels=2)
-    index = noise(N, N, high=16)
-    image = image_of(index.astype(np.uint8), "P")
-    image.putpalette(colour.reshape(-1, 3)[:16].astype(np.uint8).tobytes())
-    image.save(tmp_path / "b.png", icc_profile=profile(1.8, SRGB), transparency=3)
-    wanted = as_srgb(colour.reshape(-1, 3)[index], 1.8, SRGB)
-    wanted[index == 3] = 255
-    check(tmp_path / "b.png", wanted, levels=2)
-
-
-def test_an_rgb_profile_on_grey(tmp_path):
-    grey = noise(N, N)
-    image_of(grey.astype(np.uint8), "L").save(tmp_path / "a.jpg", quality=100, icc_profile=profile(1.8, SRGB))
-    stored = np.asarray(Image.open(tmp_path / "a.jpg")).astype(float)
-    check(tmp_path / "a.jpg", as_srgb(np.repeat(stored[..., None], 3, -1), 1.8, SRGB), levels=2)
-
-
-def test_cmyk_with_the_profile_of_a_press(tmp_path):
-    lightness = np.sort(noise(16))[::-1].reshape(2, 2, 2, 2).copy()
-    lightness[0, 0, 0, 0], lightness[1, 1, 1, 1] = 255, 0  # paper and black are sRGB's: the intent has nothing to adapt
-    inks = np.zeros((4, 4, 4), np.uint8)
-    inks.reshape(16, 4)[:] = np.indices((2, 2, 2, 2)).reshape(4, 16).T * 255
-    pixels = np.kron(inks, np.ones((2, 2, 1))).astype(np.uint8)
-    image_of(pixels, "CMYK").save(tmp_path / "a.tif", icc_profile=press(lightness))
-    grey = np.kron(of_lightness(lightness.reshape(4, 4) * (100 / 255)), np.ones((2, 2)))
-    check(tmp_path / "a.tif", grey, levels=2)
-    blocks = image_of(np.full((N, N, 4), (0, 255, 0, 0), np.uint8), "CMYK")
-    blocks.save(tmp_path / "b.jpg", quality=100, icc_profile=press(lightness))
-    check(tmp_path / "b.jpg", np.full((N, N), of_lightness(lightness[0, 1, 0, 0] * (100 / 255))), levels=2)
-
-
-def of_lightness(lightness: np.ndarray) -> np.ndarray:
-    """CIE 1976 L of a neutral colour, 0..100 -> sRGB, 0..255."""
-    return encode(np.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness / 903.3))
-
-
-def test_srgb_itself_changes_nothing(tmp_path):
-    colour = noise(N, N, 3)
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    image_of(colour.astype(np.uint8), "RGB").save(tmp_path / "a.png", icc_profile=icc)
-    check(tmp_path / "a.png", colour)
-
-
-@pytest.mark.parametrize("icc", [b"no profile at all", profile(2.2), profile(2.2, P3)[:200]], ids=["junk", "grey", "torn"])
-def test_a_profile_that_cannot_be_used_is_ignored_and_it_is_said(tmp_path, icc):
-    colour = noise(N, N, 3)
-    image_of(colour.astype(np.uint8), "RGB").save(tmp_path / "a.png", icc_profile=icc)
-    check(tmp_path / "a.png", colour, notes=[picture.BAD_PROFILE])
-
-
-@pytest.mark.parametrize(("gamma", "chunks", "notes"), [
-    (100000, {}, [picture.GAMMA]), (45455, {}, []), (45000, {}, []), (100000, {b"sRGB": b"\0"}, []),
-])
-def test_gamma_is_not_applied_and_it_is_said(tmp_path, gamma, chunks, notes):
-    values = noise(N, N)
-    check(write_png(tmp_path / "a.png", values, 8, GREY, {b"gAMA": struct.pack(">I", gamma), **chunks}), values, notes=notes)
-
-
-# --- orientation
-
-TURNED = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-          5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-          8: lambda a: np.rot90(a)}  # EXIF 2.3: where the stored row 0 and column 0 lie
-
-
-def blocks(rows: int, columns: int) -> np.ndarray:
-    """Every pixel of a small picture as a block of 16 x 16, which JPEG keeps."""
-    return np.kron(noise(rows, columns, high=230), np.ones((16, 16))).astype(np.uint8)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "lzw.tif"])
-def test_every_orientation_in_every_container(tmp_path, suffix, orientation):
-    stored = blocks(3, 1)  # 48 x 16: turned or not decides which of the three blocks the crop takes
-    stored[16:32, :8] = 250
-    exif = Image.Exif()
-    exif[274] = orientation
-    how = {"jpg": {"quality": 100}, "webp": {"lossless": True}, "lzw.tif": {"compression": "tiff_lzw"}}.get(suffix, {})
-    Image.fromarray(stored).convert("RGB").save(tmp_path / f"a.{suffix}", exif=exif, **how)
-    wanted = TURNED[orientation](stored)
-    middle = wanted[16:32] if wanted.shape[0] == 48 else wanted[:, 16:32]
-    found = read_picture(tmp_path / f"a.{suffix}", 16, 1)[0][0]
-    assert np.abs(found.astype(int) - middle).max() <= 3
-
-
-def test_orientation_in_xmp_counts_too(tmp_path):
-    from PIL.PngImagePlugin import PngInfo
-    info = PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
-    stored = noise(N, N).astype(np.uint8)
-    Image.fromarray(stored).save(tmp_path / "a.png", pnginfo=info)
-    check(tmp_path / "a.png", np.rot90(stored, -1))
-
-
-@pytest.mark.parametrize("exif", [b"Exif\0\0broken", b"Exif\0\0II*\0\xff\xff\0\0", b"MM"])
-def test_exif_that_cannot_be_read_is_upright(tmp_path, exif):
-    stored = blocks(1, 1)
-    Image.fromarray(stored).save(tmp_path / "a.jpg", quality=100, exif=exif)
-    found, notes = read_picture(tmp_path / "a.jpg", 16, 1)
-    assert np.abs(found[0].astype(int) - stored).max() <= 3 and notes in ([], [picture.BAD_EXIF])
-
-
 # --- size
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "F", "RGB", "P", "1"])
@@ -535,61 +343,3 @@ def test_the_centre_is_cropped_and_the_shorter_side_kept(tmp_path):
     wide = noise(N, 3 * N).astype(np.uint8)
     Image.fromarray(wide).save(tmp_path / "a.png")
     assert (read_picture(tmp_path / "a.png", N, 1)[0][0] == wide[:, N:2 * N]).all()
-
-
-# --- containers
-
-@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
-def test_animations_and_pages_are_refused(tmp_path, suffix):
-    frames = [Image.fromarray(noise(N, N, 3, seed=i).astype(np.uint8)) for i in range(3)]
-    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
-    with pytest.raises(ValueError, match="3 frames or pages; taken is one picture a file"):
-        read_picture(tmp_path / f"a.{suffix}", N, 3)
-
-
-def test_the_first_picture_of_an_mpo_is_taken_and_it_is_said(tmp_path):
-    first, second = (Image.new("RGB", (N, N), (shade,) * 3) for shade in (40, 200))
-    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
-    check(tmp_path / "a.jpg", np.full((N, N), 40), levels=1, notes=[picture.FIRST])
-
-
-def test_the_content_counts_not_the_suffix(tmp_path):
-    colour = noise(N, N, 3)
-    image_of(colour.astype(np.uint8), "RGB").save(tmp_path / "a.jpg", "PNG")
-    check(tmp_path / "a.jpg", colour)
-
-
-@pytest.mark.parametrize("kind", ["GIF", "PPM", "ICO", "TGA", "EPS"])
-def test_other_content_under_a_known_suffix_is_refused(tmp_path, kind):
-    Image.new("RGB", (N, N)).save(tmp_path / "a.png", kind)
-    with pytest.raises(ValueError, match="its content is none of PNG, JPEG, BMP, WEBP, TIFF"):
-        read_picture(tmp_path / "a.png", N, 3)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif", "lzw.tif"])
-def test_a_torn_file_is_refused(tmp_path, suffix):
-    how = {"compression": "tiff_lzw"} if suffix == "lzw.tif" else {}
-    Image.fromarray(noise(64, 64, 3).astype(np.uint8)).save(tmp_path / f"a.{suffix}", **how)
-    data = (tmp_path / f"a.{suffix}").read_bytes()
-    for kept in (0, 10, len(data) // 2, len(data) * 9 // 10):
-        (tmp_path / f"a.{suffix}").write_bytes(data[:kept])
-        with pytest.raises(DAMAGED):
-            read_picture(tmp_path / f"a.{suffix}", N, 3)
-
-
-def test_a_picture_that_unpacks_into_gigabytes_is_refused_by_its_header(tmp_path):
-    file = write_png(tmp_path / "a.png", noise(N, N), 8, GREY)
-    data = bytearray(file.read_bytes())
-    data[16:24] = struct.pack(">II", 60_000, 60_000)
-    import zlib
-    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
-    file.write_bytes(data)
-    with pytest.raises(Image.DecompressionBombError, match="3600000000 pixels"):
-        picture.open_picture(file)
-
-
-def test_headers_alone_tell_what_is_refused_for_its_kind(tmp_path):
-    image_of(noise(N, N).astype(np.int32), "I").save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="signed integers"):
-        picture.open_picture(tmp_path / "a.tif")
-    assert TiffImagePlugin.SAMPLEFORMAT == picture.SAMPLE_FORMAT
