@@ -81,7 +81,7 @@ def measure_growth(denoiser: Denoiser, grid: Sequence[int], noise: Tensor, label
         visited = list(integrate(recorded, steps, noise, labels, clip)) if due else []
         for j in track(due, len(due), "growth of errors"):
             state, before = visited[j][1], steps[j - 1]
-            moved = state + before.b * before.q * (predictions[j - 2] - predictions[j - 1])
+            moved = state + before.gain * (predictions[j - 2] - predictions[j - 1])
             *_, (_, _, image) = integrate(predict, steps[j:], moved, labels, clip)
             growth[j] = (max(distance(image, visited[-1][2]), TINY) / max(distance(moved, state), TINY)) ** 2
             keep(growth)

@@ -123,7 +123,7 @@ def step_weights(scheduler_config: Mapping, timesteps: Sequence[int], solver: st
     dpm2m also through the x0 that the step after it takes from it. growth: (N + 1,), see `growth_at`."""
     steps, roots = solver_steps(dict(scheduler_config), tuple(timesteps), solver), np.sqrt([*growth, 1.0])
     carried = [*(step.c for step in steps[1:]), 0.0]
-    return np.array([(step.q * (step.b * roots[i + 1] + carried[i] * roots[i + 2])) ** 2 for i, step in enumerate(steps)])
+    return np.array([(step.gain * roots[i + 1] + step.q * carried[i] * roots[i + 2]) ** 2 for i, step in enumerate(steps)])
 
 
 def at_timesteps(grid: Sequence[int], timesteps: Sequence[int]) -> np.ndarray:

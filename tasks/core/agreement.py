@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.params import check_choice, check_keys
+from tasks.core.sampler import pipeline_timesteps
+from tasks.core.schedule import Schedule
 
 # One evaluation against dense at fp32, at best: int8 is at most 16 times as fast (AMX on AVX-512), 3 bits are 9/1024 of the
 # BitOPs and 3/32 of the bytes; 2:4 halves that, units remove `mask_search.unit_share` of it.
@@ -17,6 +19,9 @@ def check(params: dict, stages: tuple[str, ...]) -> None:
     check_batches(params)
     check_noise(params)
     check_goal(params["goal"], params)
+    source = params["pretrain_load"]
+    if source["source"] == "folder":
+        check_steps(params, Schedule.read(source["path"]))
 
 
 def check_batches(params: dict) -> None:
@@ -58,6 +63,34 @@ def check_goal(goal: dict, params: dict) -> None:
 
 def least_kept(params: dict) -> float:
     return min(0.5, 1 - params["mask_search"]["unit_share"])
+
+
+def check_steps(params: dict, schedule: Schedule) -> None:
+    """No list has more steps than the teacher's noise schedule has timesteps, and dense leaves room for twice its own: the
+    distance between the two is the unit of fidelity. schedule: the teacher's."""
+    wanted, total = asked_steps(params), schedule.steps
+    for key, steps in wanted.items():
+        if steps > total:
+            raise ValueError(f"{key}: {steps} is above {total}, the teacher's num_train_timesteps")
+    if 2 * wanted["package.dense_steps"] > total:
+        raise ValueError(f"package.dense_steps: {wanted['package.dense_steps']} is above {total // 2}, half of the teacher's "
+                         "num_train_timesteps: what twice its steps change is the unit of fidelity")
+    for key, times in (("pretrain_load.bank_steps", 1), ("evolve.dense_steps", 1), ("package.dense_steps", 1),
+                       ("package.dense_steps", 2)):
+        try:
+            pipeline_timesteps(schedule, times * wanted[key])
+        except ValueError as error:  # of steps_offset
+            raise ValueError(f"{key}: {wanted[key]}: {error}") from None
+
+
+def asked_steps(params: dict) -> dict[str, int]:
+    """Every number of timesteps that a list is made of, by its key."""
+    evolve = params["evolve"]
+    return {**{f"{stage}.{key}": params[stage][key] for stage, key in (
+        ("pretrain_load", "bank_steps"), ("mask_search", "steps"), ("cache_learn", "base_steps"), ("cache_learn", "grid"),
+        ("evolve", "dense_steps"), ("package", "dense_steps"))},
+        "evolve.steps": evolve["steps"][-1], "evolve.protocol.calibration_steps": evolve["protocol"]["calibration_steps"],
+        "fid.dull.steps": max(params["fid"]["dull"]["steps"])}
 
 
 def check_resources(resources: Any, stages: tuple[str, ...]) -> None:

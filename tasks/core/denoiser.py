@@ -11,45 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tasks.core.artifacts import read_json
+from tasks.core.schedule import Schedule, read_block
 
 ARCHITECTURES = {"DiTTransformer2DModel": "transformer", "UNet2DModel": "unet"}  # class name -> folder in a pipeline
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) in discrete time, and what the network predicts."""
-
-    alphas_cumprod: Tensor  # (T,) fp32
-    prediction_type: str    # epsilon | v_prediction | sample
-    config: dict            # the diffusers scheduler's, as read
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Schedule":
-        from diffusers import DDIMScheduler
-        scheduler = DDIMScheduler.from_config(config)
-        kind = scheduler.config.prediction_type
-        if kind not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"scheduler_config.json: prediction_type {kind!r} is not epsilon, v_prediction or sample")
-        return cls(alphas_cumprod=scheduler.alphas_cumprod.float(), prediction_type=kind, config=dict(config))
-
-    @property
-    def steps(self) -> int:
-        return len(self.alphas_cumprod)
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, each (N, 1, 1, 1)."""
-        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        return a.sqrt(), (1 - a).sqrt()
-
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.coefficients(t)
-        return alpha * x0 + sigma * noise
-
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to predict."""
-        alpha, sigma = self.coefficients(t)
-        return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[self.prediction_type]
 
 
 @dataclass(frozen=True)
@@ -170,8 +134,7 @@ def load(folder: str | Path) -> Denoiser:
             str(folder), subfolder=part, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     except Exception as error:  # safetensors and diffusers raise a dozen kinds for a damaged file
         raise ValueError(f"{weights}: cannot be read as {class_name}: {str(error).splitlines()[0]}") from error
-    schedule = read_block(folder / "scheduler" / "scheduler_config.json")
-    return Denoiser(in_channels_last(model).eval().requires_grad_(False), Schedule.from_config(schedule))
+    return Denoiser(in_channels_last(model).eval().requires_grad_(False), Schedule.read(folder))
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:
@@ -180,13 +143,6 @@ def in_channels_last(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     return model
-
-
-def read_block(path: Path) -> dict:
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds {type(data).__name__}, expected an object with keys")
-    return data
 
 
 def save(denoiser: Denoiser, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from tasks.runtime.cache import check_forecast
-from tasks.runtime.solver import SOLVERS
+from tasks.runtime.solver import KNOWN
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
 TOKENS = ("fp32", "bf16", *(f"w{w}a{a}" for w in range(3, 9) for a in range(3, 9)))  # what it matches
@@ -65,8 +65,8 @@ class Recipe:
     sparsity: dict | None = None
 
     def __post_init__(self):
-        if self.solver not in SOLVERS:
-            raise ValueError(f"recipe: solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
+        if self.solver not in KNOWN:
+            raise ValueError(f"recipe: solver {self.solver!r} is not one of {', '.join(KNOWN)}")
         steps = self.timesteps
         if not steps or min(steps) < 0 or not all(map(operator.gt, steps, steps[1:])):
             raise ValueError(f"recipe: timesteps {list(steps)} are not strictly decreasing from T - 1 to 0")

@@ -1,5 +1,6 @@
 """Timestep lists, noise and the sampling loop of the pipeline; the solvers themselves are `runtime/solver.py`."""
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.recipe import Recipe
 from tasks.runtime.cache import CacheHandle, apply_cache
-from tasks.runtime.solver import Predict, clip_bound, integrate, solver_steps, with_guidance
+from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, integrate, solver_steps, with_guidance
 
 SPACINGS = ("uniform", "logsnr", "quadratic")
 
@@ -21,20 +22,72 @@ def spaced_timesteps(schedule: Schedule, steps: int, spacing: str = "uniform") -
     uniform: diffusers' "trailing" (arXiv 2305.08891, table 2); logsnr: uniform in log(alpha/sigma), DPM-Solver's choice;
     quadratic: DDIM's tau_i ~ i^2.
     """
-    total = schedule.steps
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps: {steps} is not between 1 and {total}, the schedule's number of steps")
+    total = checked_total(schedule, steps)
     if spacing == "uniform":
-        wanted = total - np.arange(steps) * total / steps - 1
-    elif spacing == "quadratic":
+        return trailing(total, steps)
+    if spacing == "quadratic":
         wanted = np.linspace(np.sqrt(total - 1), 0, steps, endpoint=False) ** 2
     elif spacing == "logsnr":
-        bars = schedule.alphas_cumprod.double().numpy()
-        lam = 0.5 * np.log(bars / (1 - bars))
+        lam = log_snr(schedule.alphas_cumprod.double().numpy())
         wanted = np.interp(np.linspace(lam[-1], lam[0], steps, endpoint=False), lam[::-1], np.arange(total)[::-1])
     else:
         raise ValueError(f"spacing: {spacing!r} is not one of {', '.join(SPACINGS)}")
     return strictly_decreasing(np.rint(wanted).astype(int))
+
+
+def checked_total(schedule: Schedule, steps: int) -> int:
+    """T. Raises ValueError if there are not as many timesteps as steps."""
+    if not 1 <= steps <= schedule.steps:
+        raise ValueError(f"steps: {steps} is not between 1 and {schedule.steps}, the schedule's number of steps")
+    return schedule.steps
+
+
+def trailing(total: int, steps: int) -> tuple[int, ...]:
+    """diffusers rounds before it subtracts, and where a float falls short of 0 its list has one timestep more, -1."""
+    return as_timesteps(np.round(np.arange(total, 0, -(total / steps)))[:steps] - 1)
+
+
+def as_timesteps(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(values.astype(int).tolist())
+
+
+def log_snr(bars: np.ndarray) -> np.ndarray:
+    """log(alpha/sigma), finite also at a timestep without signal or without noise: as DPM-Solver has it in diffusers."""
+    with np.errstate(divide="ignore"):
+        lam = 0.5 * np.log(bars / (1 - bars))
+    most, found = 0.5 * np.log(1 / NO_SIGNAL - 1), lam[np.isfinite(lam)]
+    return lam.clip(min(-most, found.min()), max(most, found.max()))
+
+
+def pipeline_timesteps(schedule: Schedule, steps: int) -> tuple[int, ...]:
+    """The list of the teacher's own pipeline: what diffusers' DDIMScheduler makes of its `timestep_spacing`.
+
+    Raises ValueError where `steps_offset` puts a step beyond the schedule, for which diffusers has no noise level either.
+    """
+    total, spacing = checked_total(schedule, steps), schedule.config.get("timestep_spacing", "leading")
+    if spacing == "trailing":
+        return trailing(total, steps)
+    if spacing == "linspace":
+        return as_timesteps(np.linspace(0, total - 1, steps).round()[::-1])
+    offset = schedule.config.get("steps_offset", 0)
+    found = as_timesteps(np.arange(steps)[::-1] * (total // steps) + offset)
+    if found[0] >= total:
+        raise ValueError(f"scheduler_config.json: steps_offset: {offset} puts the first of {steps} steps at timestep "
+                         f"{found[0]}, beyond {total - 1}, the last that there is")
+    return found
+
+
+def dense_recipe(schedule: Schedule, steps: int) -> Recipe:
+    """How the dense teacher samples: as diffusers' DDIMPipeline does with the teacher's own scheduler config."""
+    return Recipe(timesteps=pipeline_timesteps(schedule, steps), solver="ddim_diffusers")
+
+
+def dense_and_finer(schedule: Schedule, steps: int) -> tuple[Recipe, Recipe]:
+    """The dense teacher's at `steps` steps and at twice as many; at the most below it where the schedule has not as many."""
+    for n in range(min(steps, schedule.steps // 2), 0, -1):
+        with contextlib.suppress(ValueError):  # of an offset
+            return dense_recipe(schedule, n), dense_recipe(schedule, 2 * n)
+    raise ValueError(f"scheduler_config.json: steps_offset: {schedule.config['steps_offset']} leaves no place for two steps")
 
 
 def strictly_decreasing(timesteps: Sequence[int]) -> tuple[int, ...]:
@@ -83,7 +136,7 @@ def stepping(denoiser: Denoiser, handle: CacheHandle) -> Predict:
 @torch.inference_mode()
 def trajectory(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
                guidance: float = 1.0, null_label: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (step, x before it, x0 predicted in it), each NCHW."""
+    """Yield (step, x before it, x0 predicted in it), each NCHW; with the last step the sample instead of x0."""
     steps = solver_steps(schedule.config, recipe.timesteps, recipe.solver)
     yield from integrate(with_guidance(predict, guidance, null_label), steps, noise, labels, clip_bound(schedule.config))
 
@@ -92,8 +145,8 @@ def sample(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, 
            guidance: float = 1.0, null_label: int = 0) -> Tensor:
     """-> NCHW images in [-1, 1]."""
     # nothing of a step outlives the next one, so the small tensors of all of them stay in the CPU's caches
-    [(_, _, x0)] = deque(trajectory(predict, schedule, recipe, noise, labels, guidance, null_label), maxlen=1)
-    return x0
+    [(_, _, images)] = deque(trajectory(predict, schedule, recipe, noise, labels, guidance, null_label), maxlen=1)
+    return images
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

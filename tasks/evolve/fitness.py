@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tasks.core.artifacts import digest
-from tasks.core.denoiser import Denoiser, load
+from tasks.core.denoiser import Denoiser, Schedule, load
 from tasks.core.memory import keep_freed_memory
 from tasks.core.params import check_range
 from tasks.core.parcel import Parcel
@@ -25,6 +25,7 @@ from tasks.core.quality import features, paired_distance
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import (
     cached_network,
+    dense_and_finer,
     initial_noise,
     labels_for,
     network,
@@ -41,7 +42,7 @@ from tasks.runtime.precision import SIMULATED, Integers, Kinds, Ranges, apply_pr
 from tasks.runtime.rounding import read_integers
 from tasks.runtime.solver import Predict, solver_steps
 
-UNIT_STEPS = (50, 100)
+UNIT_STEPS = 50
 TEACHER_INTEGERS = "teacher.safetensors"  # whose rounding was learned; a student's are in a file named as its weights'
 CONDITIONS = 64 << 20  # bytes of what is remembered of timesteps and labels
 # ("teacher" | "student", recipe) or (.., .., Heat) -> (images, D) features, float64
@@ -152,9 +153,10 @@ def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, kinds: Kinds = SIMU
         remove_cache(denoiser.model)
 
 
-def reference_items(schedule) -> list[tuple[str, Recipe]]:
-    """The dense teacher at 50 steps, what every candidate is compared to, and at 100."""
-    return [("teacher", Recipe(timesteps=spaced_timesteps(schedule, min(steps, schedule.steps)))) for steps in UNIT_STEPS]
+def reference_items(schedule: Schedule) -> list[tuple[str, Recipe]]:
+    """The dense teacher at 50 steps, what every candidate is compared to, and at 100; of a shorter schedule at half of its
+    timesteps and at all."""
+    return [("teacher", recipe) for recipe in dense_and_finer(schedule, UNIT_STEPS)]
 
 
 def distance(found: np.ndarray, references: tuple[np.ndarray, np.ndarray]) -> float:

@@ -16,7 +16,7 @@ from tasks.core.denoiser import Denoiser, load
 from tasks.core.latency import Times, read_times
 from tasks.core.params import Goal
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import SPACINGS, spaced_timesteps
+from tasks.core.sampler import SPACINGS, dense_recipe, spaced_timesteps
 from tasks.core.sparsity import kept_shares
 from tasks.evolve.costs import (
     RecipeCost,
@@ -101,7 +101,7 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
                          f"teacher's noise schedule has {teacher.schedule.steps}")
     grain = chosen_grain(inputs)
     layers = tuple(c.name for c in layer_costs(teacher) if quantisable(c))
-    dense = Recipe(timesteps=spaced_timesteps(teacher.schedule, dense_steps))
+    dense = dense_recipe(teacher.schedule, dense_steps)
     times = read_times(inputs["profile"], backend, batch, grain) if goal.target == "latency" else None
     return Problem(
         teacher=teacher, goal=goal, grain=grain, sparsity=sparsity_of(teacher, grain, inputs), layers=layers,

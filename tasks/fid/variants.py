@@ -7,7 +7,7 @@ from pathlib import Path
 from tasks.core.artifacts import digest, read_json
 from tasks.core.denoiser import Schedule
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import spaced_timesteps
+from tasks.core.sampler import dense_recipe
 from tasks.fid.sampling import Job
 from tasks.runtime.packed import MANIFEST
 
@@ -55,8 +55,7 @@ def variant_jobs(recipes: Mapping[str, Recipe], n: int, seed: int) -> list[Job]:
 
 def twice_the_steps(dense: Recipe, schedule: Schedule, n: int, seed: int) -> Job:
     """Dense at 2 x its steps: the distance between the two is the unit of fidelity."""
-    recipe = replace(dense, timesteps=spaced_timesteps(schedule, 2 * dense.nfe))
-    return Job(name="dense_twice_the_steps", package="dense", recipe=recipe, n=n, seed=seed)
+    return Job(name="dense_twice_the_steps", package="dense", recipe=dense_recipe(schedule, 2 * dense.nfe), n=n, seed=seed)
 
 
 def twin(recipe: Recipe) -> Recipe | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from tasks.core.denoiser import Schedule
 from tasks.core.recipe import CachePlan, Recipe
-from tasks.core.sampler import spaced_timesteps
+from tasks.core.sampler import dense_recipe, spaced_timesteps
 
 DULL = {"dull_fp32": "fp32", "dull_bf16": "bf16", "dull_int8": "w8a8"}  # precisions of the front that everyone can have
 STUDENTS = {"2:4": "student_2_4", "unit": "student_unit"}  # grain -> file of distill
@@ -28,7 +28,7 @@ def variants(schedule: Schedule, layers: Iterable[str], dense_steps: int, plan: 
     base = Recipe(timesteps=tuple(plan["timesteps"]))
     few = spaced_timesteps(schedule, best.nfe)
     on_teacher = {
-        "dense": Recipe(timesteps=spaced_timesteps(schedule, dense_steps)),
+        "dense": dense_recipe(schedule, dense_steps),
         "few_steps_ddim": Recipe(timesteps=few),
         "few_steps_dpm": Recipe(timesteps=few, solver="dpm2m"),
         "cache": replace(base, cache=CachePlan.from_json(plan)),

@@ -20,8 +20,7 @@ from tasks.core.denoiser import Denoiser
 from tasks.core.params import check_choice, check_range
 from tasks.core.progress import track
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
-from tasks.core.recipe import Recipe
-from tasks.core.sampler import labels_for, sample_in_chunks, spaced_timesteps
+from tasks.core.sampler import dense_recipe, labels_for, sample_in_chunks
 from tasks.data.features import load_feature_net, load_labels
 from tasks.pretrain_load import architectures
 from tasks.pretrain_load.train import train, zero_init
@@ -150,7 +149,7 @@ def sample_bank(teacher: Denoiser, params: Params, inputs: Inputs) -> np.ndarray
     """uint8 (bank, C, H, W), in order; chunks that an interrupted run finished are not sampled again."""
     from tasks.runtime.graph import live_graph
     checkpoint, chunk = inputs.checkpoint("bank", every_s=10), min(50, params.bank)
-    recipe = Recipe(timesteps=spaced_timesteps(teacher.schedule, params.bank_steps))
+    recipe = dense_recipe(teacher.schedule, params.bank_steps)
     done = [c.numpy() for c in (checkpoint.load() or {"chunks": []})["chunks"]]
     first = sum(len(c) for c in done)
     if first < params.bank:

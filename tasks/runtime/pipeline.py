@@ -56,9 +56,9 @@ class CompressedPipeline(DiffusionPipeline):
         steps = solver_steps(config, self.recipe["timesteps"], self.recipe["solver"])
         predict = with_guidance(self.denoiser, guidance_scale, self.denoiser.num_classes)
         with self.progress_bar(total=len(steps)) as bar:
-            for _, _, x0 in integrate(predict, steps, noise.to(device), labels, clip_bound(config)):
+            for _, _, state in integrate(predict, steps, noise.to(device), labels, clip_bound(config)):
                 bar.update()
-                image = x0
+                image = state
         images = self.image_processor.postprocess(image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -1,11 +1,17 @@
 """ODE solvers with their coefficients precomputed per timestep list: one fused update a step, no scheduler objects in the loop.
 
-Shipped inside packages. Both solvers are written on the data prediction x0 (DPM-Solver++, arXiv 2211.01095, eq. 9 and alg. 2):
+Shipped inside packages. All solvers are written on the data prediction x0 (DPM-Solver++, arXiv 2211.01095, eq. 9 and alg. 2),
+one of them on the prediction, too:
 
-    x_next = a x + b x0 + c x0_previous
+    x_next = a x + b x0 + c x0_previous + d prediction
 
-Order 1 is DDIM with eta 0 (arXiv 2010.02502, eq. 12); order 2 is DPM-Solver++(2M) in its midpoint form. They equal diffusers'
-`DDIMScheduler` (with `use_clipped_model_output`) and `DPMSolverMultistepScheduler`; a test holds that.
+`ddim`: order 1, DDIM with eta 0 (arXiv 2010.02502, eq. 12), whose noise is what x and the clipped x0 leave; it ends at x0.
+`dpm2m`: order 2, DPM-Solver++(2M) in its midpoint form; it ends at x0.
+`ddim_diffusers`: DDIM with eta 0 as diffusers' DDIMPipeline has it: the noise is what the network predicted, whether x0 was
+clipped or not, and it ends where the scheduler's config says, `set_alpha_to_one` and spacing "leading" included.
+
+They equal diffusers' `DDIMScheduler` with `use_clipped_model_output`, `DPMSolverMultistepScheduler` and `DDIMScheduler` as it
+is, on lists where that one goes to the next timestep of its list; a test holds that.
 """
 
 import functools
@@ -16,7 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SOLVERS = ("ddim", "dpm2m")
+SOLVERS = ("ddim", "dpm2m")         # that compressed models are sampled by
+KNOWN = (*SOLVERS, "ddim_diffusers")  # of a recipe; the last one is the dense model's
+NO_SIGNAL = 2.0**-24  # alpha^2 that DPM-Solver calculates with instead of 0, as in diffusers: its log-SNR is finite
 
 # predict(x, t, labels, step): NCHW, (N,) int64, (N,) int64 or None, index of the step -> NCHW, what the network predicts
 Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
@@ -27,9 +35,15 @@ class SolverStep:
     t: int
     p: float  # x0 = p x + q prediction
     q: float
-    a: float  # x_next = a x + b x0 + c x0_previous
+    a: float  # x_next = a x + b x0 + c x0_previous + d prediction
     b: float
-    c: float
+    c: float = 0.0
+    d: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        """Derivative of x_next with respect to the prediction, where x0 is not clipped."""
+        return self.b * self.q + self.d
 
 
 def alphas_cumprod(scheduler_config: dict) -> Tensor:
@@ -45,54 +59,133 @@ def _alphas_cumprod(config: str) -> Tensor:
 
 
 def data_prediction(alpha: float, sigma: float, prediction_type: str) -> tuple[float, float]:
-    """p and q of x0 = p x + q prediction."""
-    return {"epsilon": (1 / alpha, -sigma / alpha), "v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}[prediction_type]
+    """p and q of x0 = p x + q prediction. Raises ValueError where alpha is 0 and the prediction is the noise."""
+    if prediction_type == "epsilon":
+        if alpha == 0:
+            raise ValueError("prediction_type: epsilon at a timestep without signal (alpha 0) says nothing of x0")
+        return 1 / alpha, -sigma / alpha
+    return {"v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}[prediction_type]
+
+
+def noise_prediction(alpha: float, sigma: float, prediction_type: str) -> tuple[float, float]:
+    """u and w of the noise = u x + w prediction; sigma above 0."""
+    return {"epsilon": (0.0, 1.0), "v_prediction": (sigma, alpha), "sample": (1 / sigma, -alpha / sigma)}[prediction_type]
 
 
 def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> list[SolverStep]:
-    """The coefficients of every step of a strictly decreasing timestep list; the last step lands on x0.
+    """The coefficients of every step of a strictly decreasing timestep list. scheduler_config: a DDIMScheduler's.
 
-    solver: ddim | dpm2m. The first and the last step of dpm2m are of order 1 (there is no history; sigma ends at 0).
+    solver: one of KNOWN. The first and the last step of dpm2m are of order 1 (there is no history; sigma ends at 0).
     """
-    bars = alphas_cumprod(scheduler_config)[list(timesteps)]
-    alpha = [*bars.sqrt().tolist(), 1.0]
-    sigma = [*(1 - bars).sqrt().tolist(), 0.0]
-    lam = [*(0.5 * (bars / (1 - bars)).log()).tolist(), float("inf")]
+    bars = torch.cat([signal(scheduler_config, solver)[list(timesteps)], final_bar(scheduler_config, timesteps, solver)[None]])
+    levels = [(bar**0.5, (1 - bar) ** 0.5) for bar in bars.tolist()]  # alpha and sigma
+    lam = (0.5 * (bars / (1 - bars)).log()).tolist()
     kind = scheduler_config.get("prediction_type", "epsilon")
     steps = []
     for i, t in enumerate(timesteps):
-        a = sigma[i + 1] / sigma[i]
-        b, c = alpha[i + 1] - alpha[i] * a, 0.0
-        if solver == "dpm2m" and 0 < i < len(timesteps) - 1:
-            r = (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i])
-            b, c = b * (1 + 0.5 / r), -b * 0.5 / r
-        steps.append(SolverStep(int(t), *data_prediction(alpha[i], sigma[i], kind), a, b, c))
+        if solver == "ddim_diffusers":
+            factors = as_predicted(*levels[i], *levels[i + 1], kind)
+        else:
+            factors = derived(*levels[i], *levels[i + 1])
+        if solver == "dpm2m" and i > 0 and levels[i + 1][1] > 0:
+            factors = second_order(*factors, *lam[i - 1 : i + 2])
+        steps.append(SolverStep(int(t), *data_prediction(*levels[i], kind), *factors))
     return steps
 
 
-def advance(step: SolverStep, x: Tensor, prediction: Tensor, previous: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+def signal(scheduler_config: dict, solver: str) -> Tensor:
+    """(T,) alpha^2 as the solver calculates with it."""
+    bars = alphas_cumprod(scheduler_config)
+    return bars.where(bars > 0, min(NO_SIGNAL, bars[bars > 0].min().item() / 2)) if solver == "dpm2m" else bars
+
+
+def final_bar(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> Tensor:
+    """alpha^2 of what the last step ends at; 1 is x0 itself.
+
+    Of `ddim_diffusers`, which with the spacing "leading" goes T // N timesteps on from the last one, and that may still be one.
+    """
+    bars, one = alphas_cumprod(scheduler_config), torch.tensor(1.0, dtype=torch.float64)
+    if solver != "ddim_diffusers":
+        return one
+    beyond = timesteps[-1] - len(bars) // len(timesteps)
+    if scheduler_config.get("timestep_spacing", "leading") == "leading" and beyond >= 0:
+        return bars[beyond]
+    return one if scheduler_config.get("set_alpha_to_one", True) else bars[0]
+
+
+def derived(alpha: float, sigma: float, next_alpha: float, next_sigma: float) -> tuple[float, float]:
+    """a and b of a step whose noise is (x - alpha x0) / sigma."""
+    a = next_sigma / sigma if next_sigma else 0.0
+    return a, next_alpha - alpha * a
+
+
+def as_predicted(alpha: float, sigma: float, next_alpha: float, next_sigma: float,
+                 prediction_type: str) -> tuple[float, float, float, float]:
+    """a, b, c, d of a step whose noise is what the network says."""
+    u, w = noise_prediction(alpha, sigma, prediction_type) if next_sigma else (0.0, 0.0)
+    return next_sigma * u, next_alpha, 0.0, next_sigma * w
+
+
+def second_order(a: float, b: float, before: float, now: float, after: float) -> tuple[float, float, float]:
+    """a, b, c of DPM-Solver++(2M); a, b: of order 1; before, now, after: half log-SNRs of the last step, of this
+    one and of the next."""
+    r = (now - before) / (after - now)
+    return a, b * (1 + 0.5 / r), -b * 0.5 / r
+
+
+@dataclass(frozen=True)
+class Thresholding:
+    """Dynamic thresholding (Imagen, arXiv 2205.11487): x0 of a sample is cut at a quantile s of its |x0| and divided by s.
+
+    It equals the `thresholding` of diffusers' schedulers: s is between 1 and `most`.
+    """
+
+    ratio: float  # which quantile
+    most: float
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        s = torch.quantile(x0.flatten(1).abs(), self.ratio, dim=1).clamp(min=1, max=self.most)
+        s = s.view(-1, *[1] * (x0.dim() - 1))
+        return x0.clamp(-s, s) / s
+
+
+Clip = float | Thresholding | None  # bound of |x0|; None for latents
+
+
+def limited(x0: Tensor, clip: Clip) -> Tensor:
+    """x0 as its scheduler lets it be; a fixed bound is applied in place."""
+    if clip is None:
+        return x0
+    return clip(x0) if isinstance(clip, Thresholding) else x0.clamp_(-clip, clip)
+
+
+def advance(step: SolverStep, x: Tensor, prediction: Tensor, previous: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
     """x and the prediction at step.t, the x0 of the step before -> x at the next timestep, x0."""
-    x0 = (step.p * x).add_(prediction, alpha=step.q)
-    if clip is not None:
-        x0.clamp_(-clip, clip)
+    x0 = limited((step.p * x).add_(prediction, alpha=step.q), clip)
     following = (step.a * x).add_(x0, alpha=step.b)
-    return following.add_(previous, alpha=step.c) if step.c else following, x0
+    for term, factor in ((previous, step.c), (prediction, step.d)):
+        if factor:
+            following.add_(term, alpha=factor)
+    return following, x0
 
 
 def integrate(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None,
-              clip: float | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (step, x before it, x0 predicted in it); the last x0 is the sample. clip: bound of |x0|, None for latents."""
+              clip: Clip) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (step, x before it, x0 predicted in it); with the last step, instead of x0, the sample: x after it."""
     x, x0 = noise, torch.zeros_like(noise)
     times = torch.tensor([s.t for s in steps], device=x.device)[:, None].repeat(1, len(x))
     for i, (s, t) in enumerate(zip(steps, times, strict=True)):
         following, x0 = advance(s, x, predict(x, t, labels, i), x0, clip)
-        yield i, x, x0
+        yield i, x, x0 if i + 1 < len(steps) else following
         x = following
 
 
-def clip_bound(scheduler_config: dict) -> float | None:
+def clip_bound(scheduler_config: dict) -> Clip:
     """Pixel models clip x0 as their scheduler says (diffusers' default: 1.0); latent models set `clip_sample: false`."""
-    return float(scheduler_config.get("clip_sample_range", 1.0)) if scheduler_config.get("clip_sample", True) else None
+    config = scheduler_config
+    if config.get("thresholding", False):
+        return Thresholding(config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0))
+    return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None
 
 
 def with_guidance(predict: Predict, scale: float, null_label: int) -> Predict:
