@@ -55,7 +55,13 @@ def bring_up_to_date(scale: str | None, until: str | None, stage_timeout_h: floa
         return Failed(message=str(error))
     say(f"scale {plan.scale}: {len(plan.stages)} stages, {len(plan.stages) - len(plan.stale)} of them fresh")
     state = run_stages(plan.stages, plan.stale, stage_timeout_h * 3600, plan.forced)
-    if state.is_completed() and (other := machine.elsewhere(plan.stages)):
+    if not state.is_completed():
+        return state
+    if again := freshness.to_run(plan.stages):
+        names = ", ".join(stage for stage in plan.stages if stage in again)
+        return Failed(message=f"{PARAMS_FILE} or code changed while this ran: {names} would run anew, so the results do not "
+                              f"belong together; run again")
+    if other := machine.elsewhere(plan.stages):
         say(other)
     return state
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from tasks.core import disk
+from tasks.core import disk, steady
 from tasks.core.artifacts import (
     ARTIFACTS,
     MANIFEST,
@@ -50,6 +50,7 @@ def complaint(error: Exception, target: Path) -> str:
 def execute(stage: ModuleType) -> None:
     name, started = stage_name(stage), time.time()
     raw = read_params()
+    before = steady.noted(name, raw)
     params = stage_params(stage, raw)
     inputs = gather(stage, params, raw)
     partial = ARTIFACTS / f".{name}.partial"
@@ -58,12 +59,14 @@ def execute(stage: ModuleType) -> None:
         partial.mkdir(parents=True)
         report = inputs.cluster.run(stage, params, inputs, partial)
         write_manifest(partial, dataclasses.asdict(params), inputs.folders)
+        steady.check(name, before, read_params)
         replace_folder(partial, ARTIFACTS / name)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is what putting the previous result back takes
         raise
     write_reports(name, report)
     write_run_record(name, started)
+    steady.check(name, before, read_params)  # again, as late as can be: DVC hashes what is there once this process has ended
     for left in (RUNS / "checkpoints").glob(f"*/{inputs.key[:16]}*"):
         left.unlink()
 

@@ -67,8 +67,6 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         numbers["inception"] = add_reference("inception", Inception(params.inception), train, holdout[0], out)
     write_json(out / "data.json", {**describe(params), "num_classes": num_classes, "feature_nets": configs,
                                    "train": len(train[0]), "holdout": len(holdout[0])})
-    for checkpoint in checkpoints.values():
-        checkpoint.clear()
     return Report({**numbers, "train": len(train[0]), "holdout": len(holdout[0]), "num_classes": num_classes,
                    "holdout_also_in_train": shared(holdout[0], train[0])})
 

@@ -1,5 +1,6 @@
 """The whole stage on real digits, 8 x 8."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,8 @@ PARAMS = stage.Params(source="digits", path=None, side=8, channels=1, holdout=29
 
 def run(params: stage.Params, out):
     out.mkdir()
-    return stage.run(params, Inputs({}, "key"), out).numbers
+    with contextlib.chdir(out.parent):  # where its checkpoints go
+        return stage.run(params, Inputs({}, "key"), out).numbers
 
 
 @pytest.fixture(scope="module")

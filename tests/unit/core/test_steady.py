@@ -1,0 +1,160 @@
+"""What a stage depends on changed while it ran: told by name, for everything that dvc.yaml names and for nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.core import steady
+from tasks.core.params import STAGES, read_params
+from tests.contract.reading import ROOT
+
+GOAL = {"target": "latency", "max_quality_loss": 0.05, "min_speedup": 5.0, "max_bitops": None, "max_size": None}
+CLUSTER = {"address": None, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0, "max_attempts": 3, "max_object_mb": 64,
+           "storage_uri": None, "connect_timeout_s": 20, "start_timeout_s": 60}
+FILES = ("tasks/evolve/stage.py", "tasks/core/cost.py", "tasks/runtime/graph.py", "tasks/__init__.py", "tasks/distill/stage.py",
+         "tasks/data/stage.py", "tasks/data/features.py", "tasks/cache_learn/plan.py", "constraints.txt", "images/0/a.png",
+         *(f"artifacts/{stage}/manifest.json" for stage in STAGES))
+
+
+def write_params(**changes):
+    blocks = {"goal": GOAL, "scale": "quick", "cluster": CLUSTER, "resources": None, **{stage: {"seed": 5} for stage in STAGES}}
+    blocks["data"] = {"path": "images", "seed": 5}
+    blocks["evolve"] = {"seed": 5, "steps": {"quick": [4, 16], "full": [4, 24]}}
+    Path("params.yaml").write_text(yaml.safe_dump(blocks | changes))
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """The pipeline's own dvc.yaml over small files."""
+    monkeypatch.chdir(tmp_path)
+    for name in FILES:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("1")
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, name)
+    write_params()
+
+
+def appended(name):
+    return lambda: Path(name).write_text("12")
+
+
+@pytest.mark.parametrize("stage, change, said", [
+    ("evolve", lambda: write_params(evolve={"seed": 6, "steps": {"quick": [4, 16], "full": [4, 24]}}),
+     "params.yaml: evolve.seed changed from 5 to 6"),
+    ("evolve", lambda: write_params(goal=GOAL | {"min_speedup": 2}), "params.yaml: goal.min_speedup changed from 5.0 to 2"),
+    ("evolve", lambda: write_params(scale="full"),
+     "params.yaml: evolve.steps changed from [4, 16] to [4, 24], params.yaml: scale changed from 'quick' to 'full'"),
+    ("evolve", appended("tasks/evolve/stage.py"), "tasks/evolve/stage.py changed"),
+    ("evolve", appended("tasks/core/cost.py"), "tasks/core/cost.py changed"),
+    ("evolve", appended("tasks/data/features.py"), "tasks/data/features.py changed"),
+    ("evolve", appended("artifacts/distill/manifest.json"), "artifacts/distill/manifest.json changed"),
+    ("evolve", appended("constraints.txt"), "constraints.txt changed"),
+    ("evolve", lambda: Path("tasks/core/new.py").write_text(""), "tasks/core/new.py appeared"),
+    ("evolve", lambda: Path("tasks/core/cost.py").unlink(), "tasks/core/cost.py went"),
+    ("data", appended("images/0/a.png"), "images/0/a.png changed"),
+    ("data", lambda: Path("images/0/b.png").write_text("1"), "images/0/b.png appeared"),
+    ("data", lambda: write_params(data={"path": "tasks", "seed": 5}), "params.yaml: data.path changed from 'images'")])
+def test_what_the_stage_depends_on_is_told_by_name(tree, stage, change, said):
+    before = steady.noted(stage, read_params())
+    steady.check(stage, before, read_params)
+    change()
+    with pytest.raises(ValueError) as failure:
+        steady.check(stage, before, read_params)
+    assert str(failure.value).startswith(said) and "\n" not in str(failure.value)
+    assert f"while {stage} ran, whose result is not kept" in str(failure.value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda: write_params(distill={"seed": 6}), lambda: write_params(cluster=CLUSTER | {"workers": 9}),
+    lambda: write_params(evolve={"seed": 5, "steps": {"quick": [4, 16], "full": [4, 99]}}),  # not of this scale
+    lambda: Path("params.yaml").write_text("# a comment\n" + Path("params.yaml").read_text()),
+    lambda: os.utime("tasks/core/cost.py"), appended("tasks/distill/stage.py"), appended("images/0/a.png"),
+    appended("artifacts/benchmark/manifest.json"),
+    lambda: (Path("tasks/core/__pycache__").mkdir(), Path("tasks/core/__pycache__/cost.pyc").write_text("")),
+    lambda: Path("tasks/core/.cost.py.swp").write_text("")])
+def test_what_it_does_not_depend_on_is_no_matter(tree, change):
+    before = steady.noted("evolve", read_params())
+    change()
+    steady.check("evolve", before, read_params)
+
+
+def test_a_file_that_became_unreadable_is_told_too(tree):
+    before = steady.noted("evolve", read_params())
+    Path("params.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="params.yaml: not YAML: .*it was whole when evolve started"):
+        steady.check("evolve", before, read_params)
+
+
+# ---- with DVC itself
+
+STAGE = '''
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tasks.core.artifacts import Report
+INPUTS = ()
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    seed: int
+def run(params, inputs, out):
+    checkpoint = inputs.checkpoint("evolve", every_s=0)
+    known = checkpoint.load()
+    checkpoint.save({"seed": params.seed})
+    print("at work, resumed" if known else "at work, afresh", flush=True)
+    while not Path("runs/go").exists():
+        time.sleep(0.05)
+    (out / "seed.txt").write_text(str(params.seed))
+    return Report({"seed": params.seed})
+'''
+MAIN = "from tasks.core.shell import main\nfrom tasks.evolve import stage\n\nmain(stage)\n"
+PIPELINE = {"stages": {"evolve": {"cmd": "python -m tasks.evolve", "deps": ["tasks/evolve", "tasks/core"],
+                                  "params": ["evolve", "scale"], "outs": ["artifacts/evolve"],
+                                  "metrics": ["reports/evolve.json"]}}}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["git", "init", "-q"], check=True)
+    for folder in (".dvc", "tasks/evolve", "runs"):
+        Path(folder).mkdir(parents=True)
+    Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+    shutil.copytree(ROOT / "tasks/core", "tasks/core", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in (("__init__", ""), ("evolve/__init__", ""), ("evolve/stage", STAGE), ("evolve/__main__", MAIN)):
+        Path(f"tasks/{name}.py").write_text(text)
+    Path("dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
+    shutil.copy(ROOT / ".dvcignore", ".dvcignore")
+    write_params(evolve={"seed": 5})
+
+
+def repro(meanwhile=lambda: None) -> tuple[int, str]:
+    """`dvc repro`, with something done while the stage works. -> exit status, all that it printed."""
+    Path("runs/go").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dvc", "repro"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        said = ""
+        for line in run.stdout:
+            said += line
+            if line.startswith("at work"):
+                meanwhile()
+                Path("runs/go").touch()
+    return run.returncode, said
+
+
+def test_a_result_never_stands_under_a_parameter_that_it_was_not_made_with(repository):
+    """The issue's own case, through `dvc repro`: seed 5 at work, params.yaml edited to 6."""
+    status, said = repro(lambda: write_params(evolve={"seed": 6}))
+    assert status and "error: params.yaml: evolve.seed changed from 5 to 6 while evolve ran" in said
+    assert not any(Path(name).exists() for name in ("dvc.lock", "artifacts/evolve", "reports/evolve.json", ".dvc/cache/runs"))
+    write_params(evolve={"seed": 5})
+    status, said = repro(lambda: write_params(evolve={"seed": 5}, distill={"seed": 1}))
+    assert status == 0 and "at work, resumed" in said, "the work is not lost once the value is put back"
+    locked = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["evolve"]["params"]["params.yaml"]
+    assert locked == {"evolve": {"seed": 5}, "scale": "quick"} and Path("artifacts/evolve/seed.txt").read_text() == "5"
