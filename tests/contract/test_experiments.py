@@ -89,9 +89,8 @@ def test_all_keys_at_once(params, change):
     assert leaves(read_yaml(params)) == LEAVES | wanted == leaves(load_yaml(str(params)))
 
 
-def test_a_rewritten_file_is_valid_and_is_rewritten_again(params, monkeypatch):
+def test_a_rewritten_file_is_valid_and_is_rewritten_again(params):
     """What DVC wrote once it reads, changes and writes again: nothing creeps."""
-    monkeypatch.chdir(ROOT)
     before = {scale: validate_all(params, scale) for scale in SCALES}
     for _ in range(2):
         apply_overrides(str(params), ["evolve.seed=0"])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.faults.raylets import ROOT, Raylet, environment, free_port
+from tests.faults.raylets import Raylet, environment, free_port
 
 SUBMIT = """
 import sys
@@ -68,7 +68,7 @@ def test_another_token_is_refused_in_one_line(dashboard, folder):
 
 def test_the_flow_refuses_a_params_file_that_would_leave_the_cluster_idle():
     """cluster.address is null in the file that ships: the job would search on one node, in a Ray of its own."""
-    done = subprocess.run([sys.executable, "-m", "flows.search", "--address", "http://127.0.0.1:1"], cwd=ROOT, text=True,
+    done = subprocess.run([sys.executable, "-m", "flows.search", "--address", "http://127.0.0.1:1"], text=True,
                           env=environment(), capture_output=True, check=False, timeout=300)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == ("error: params.yaml: cluster.address: null, but a job runs inside of its cluster: "

@@ -6,14 +6,9 @@ import pytest
 
 from flows import compress
 from tasks.core.params import validate_all
-from tests.contract.reading import ROOT
+from tests.contract.reading import committed
 
-GOOD = (ROOT / "params.yaml").read_text()
-
-
-@pytest.fixture(autouse=True)
-def at_the_top(monkeypatch):
-    monkeypatch.chdir(ROOT)  # the shipped teacher is named relative to it
+GOOD = committed("params.yaml")
 
 
 @pytest.mark.parametrize("old, new, message", [
