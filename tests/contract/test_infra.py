@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.contract.reading import ROOT
@@ -68,3 +71,32 @@ def test_ci_runs_what_a_developer_runs():
     assert "set -euo pipefail" in script and "make test" in script
     assert subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode == 0
     assert ".ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
+def ci_run(folder: Path, makefile: str) -> subprocess.CompletedProcess:
+    """`.ci/run nightly` of a small repository whose `make` does what is said."""
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
+    (folder / "Makefile").write_text(makefile)
+    (folder / "dvc.lock").write_text("1")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return subprocess.run(["bash", folder / ".ci/run", "nightly"], capture_output=True, text=True, check=False)
+
+
+def test_the_two_commands_run_in_both_orders_each_in_a_clone(tmp_path):
+    log = tmp_path / "log"
+    (tmp_path / "source").mkdir()
+    made = f"run test:\n\t@echo $@ $(notdir $(CURDIR)) >> {log}; echo 2 > dvc.lock\n"
+    done = ci_run(tmp_path / "source", made)
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().splitlines() == [f"{target} {order}" for order, targets in (
+        ("run-then-test", ("run", "test")), ("test-then-run", ("test", "run"))) for target in targets]
+
+
+@pytest.mark.parametrize("makefile, said", [
+    ("run test:\n\t@touch left\n", "error: make run changed more than dvc.lock: ?? left"),
+    ("run:\n\t@true\ntest:\n\t@exit 3\n", "Error 3")])
+def test_what_a_command_leaves_or_fails_with_fails_the_night(tmp_path, makefile, said):
+    done = ci_run(tmp_path, makefile)
+    assert done.returncode and said in done.stderr
