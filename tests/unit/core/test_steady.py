@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,72 +87,3 @@ def test_a_file_that_became_unreadable_is_told_too(tree):
     Path("params.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="params.yaml: not YAML: .*it was whole when evolve started"):
         steady.check("evolve", before, read_params)
-
-
-# ---- with DVC itself
-
-STAGE = '''
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from tasks.core.artifacts import Report
-INPUTS = ()
-@dataclass(frozen=True, kw_only=True)
-class Params:
-    seed: int
-def run(params, inputs, out):
-    checkpoint = inputs.checkpoint("evolve", every_s=0)
-    known = checkpoint.load()
-    checkpoint.save({"seed": params.seed})
-    print("at work, resumed" if known else "at work, afresh", flush=True)
-    while not Path("runs/go").exists():
-        time.sleep(0.05)
-    (out / "seed.txt").write_text(str(params.seed))
-    return Report({"seed": params.seed})
-'''
-MAIN = "from tasks.core.shell import main\nfrom tasks.evolve import stage\n\nmain(stage)\n"
-PIPELINE = {"stages": {"evolve": {"cmd": "python -m tasks.evolve", "deps": ["tasks/evolve", "tasks/core"],
-                                  "params": ["evolve", "scale"], "outs": ["artifacts/evolve"],
-                                  "metrics": ["reports/evolve.json"]}}}
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run(["git", "init", "-q"], check=True)
-    for folder in (".dvc", "tasks/evolve", "runs"):
-        Path(folder).mkdir(parents=True)
-    Path(".dvc/config").write_text("[core]\n    analytics = false\n")
-    shutil.copytree(ROOT / "tasks/core", "tasks/core", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, text in (("__init__", ""), ("evolve/__init__", ""), ("evolve/stage", STAGE), ("evolve/__main__", MAIN)):
-        Path(f"tasks/{name}.py").write_text(text)
-    Path("dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
-    shutil.copy(ROOT / ".dvcignore", ".dvcignore")
-    write_params(evolve={"seed": 5})
-
-
-def repro(meanwhile=lambda: None) -> tuple[int, str]:
-    """`dvc repro`, with something done while the stage works. -> exit status, all that it printed."""
-    Path("runs/go").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dvc", "repro"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        said = ""
-        for line in run.stdout:
-            said += line
-            if line.startswith("at work"):
-                meanwhile()
-                Path("runs/go").touch()
-    return run.returncode, said
-
-
-def test_a_result_never_stands_under_a_parameter_that_it_was_not_made_with(repository):
-    """The issue's own case, through `dvc repro`: seed 5 at work, params.yaml edited to 6."""
-    status, said = repro(lambda: write_params(evolve={"seed": 6}))
-    assert status and "error: params.yaml: evolve.seed changed from 5 to 6 while evolve ran" in said
-    assert not any(Path(name).exists() for name in ("dvc.lock", "artifacts/evolve", "reports/evolve.json", ".dvc/cache/runs"))
-    write_params(evolve={"seed": 5})
-    status, said = repro(lambda: write_params(evolve={"seed": 5}, distill={"seed": 1}))
-    assert status == 0 and "at work, resumed" in said, "the work is not lost once the value is put back"
-    locked = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["evolve"]["params"]["params.yaml"]
-    assert locked == {"evolve": {"seed": 5}, "scale": "quick"} and Path("artifacts/evolve/seed.txt").read_text() == "5"
