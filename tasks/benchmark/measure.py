@@ -22,7 +22,11 @@ class Case:
 
     @property
     def key(self) -> str:
-        return f"{self.variant}.{self.backend}.b{self.batch}"
+        return self.key_of(self.variant, self.backend, self.batch)
+
+    @staticmethod
+    def key_of(variant: str, backend: str, batch: int) -> str:
+        return f"{variant}.{backend}.b{batch}"
 
 
 def rounds(cases: Sequence[Case], clock: Callable[[], float] = time.perf_counter) -> Iterator[dict[str, float]]:

@@ -3,7 +3,8 @@
 Reads: pretrain_load (teacher, for the costs of its layers), package (every variant, torch and OpenVINO form), fid (which point
 of the dull front is the best).
 Writes: benchmark.csv, one row per variant, backend and batch; report: MACs, BitOPs and bytes of every variant; timings:
-throughput, latency, peak memory, machine and protocol. Exempt from hash equality: its rows are of one machine.
+throughput, latency, intervals of the speed-ups, peak memory, machine and protocol. Exempt from hash equality: its rows are of
+one machine.
 Left out: GPUs and other runtimes (a study measures those); energy.
 """
 
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import torch
 
+from tasks.benchmark.certain import ERROR, LOOKS, Question, interval, settle
 from tasks.benchmark.measure import Case, interleaved, summary
 from tasks.benchmark.memory import peak_growth
 from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.cost import LayerCost, bitops, layer_costs, macs
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.machine import describe
-from tasks.core.params import check_choice, check_range
+from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
 from tasks.core.recipe import VARIANTS, Recipe
 from tasks.core.sampler import initial_noise, labels_for
@@ -31,8 +33,9 @@ INPUTS = ("pretrain_load", "package", "fid")
 BACKENDS = ("eager", "openvino")
 IMPORTED_BEFORE = ("tasks.runtime.packed", "diffusers.models.transformers.dit_transformer_2d", "diffusers.models.unets.unet_2d",
                    "openvino")  # before memory is measured, so that libraries do not count
-COLUMNS = ("variant", "backend", "batch", "nfe", "timed_steps", "images_per_s", "latency_ms_p50", "latency_ms_p95", "spread",
-           "repeats")
+NUMBERS = ("images_per_s", "latency_ms_p50", "latency_ms_p95", "spread", "repeats")
+BOUNDS = ("speedup_low", "speedup_high", "over_dull_best_low", "over_dull_best_high")  # of rows that were timed often enough
+COLUMNS = ("variant", "backend", "batch", "nfe", "timed_steps", *NUMBERS, *BOUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,11 @@ class Params:
     max_repeats: int
     budget_s: float            # seconds for all timing, shared equally by the batch sizes
     timed_steps: int           # a longer loop at a batch above 1 is timed on that many of its steps
+    backend: str               # on which the verdict is about latency, and at which batch: the report's
+    batch: int
+    undecided_budget_s: float  # seconds of further timing there at most, while a verdict on latency hangs on it
     memory: tuple[str, ...]    # variants whose peak memory is measured, at batch 1
+    goal: Goal
 
     def __post_init__(self):
         if not self.batches:
@@ -53,8 +60,11 @@ class Params:
         for i, name in enumerate(self.memory):
             check_choice(f"memory[{i}]", name, VARIANTS)
         for name, low, high in (("warmup", 0, 100), ("min_repeats", 1, self.max_repeats), ("max_repeats", 1, 10**4),
-                                ("budget_s", 0, 10**6), ("timed_steps", 1, 1000)):
+                                ("budget_s", 0, 10**6), ("timed_steps", 1, 1000), ("undecided_budget_s", 0, 10**6)):
             check_range(name, getattr(self, name), low, high)
+        check_choice("benchmark.backend", self.backend, BACKENDS)
+        if self.batch not in self.batches:
+            raise ValueError(f"benchmark.batch: {self.batch} is not one of benchmark.batches: {list(self.batches)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +149,31 @@ def timed_rows(shipped: Mapping[str, Shipped], batch: int, params: Params) -> li
     times, cases = {}, []
     for backend in BACKENDS:
         found = [timing_case(name, s, backend, batch, params.timed_steps) for name, s in shipped.items()]
-        times |= interleaved(found, warmup=params.warmup, min_repeats=params.min_repeats, max_repeats=params.max_repeats,
-                             budget_s=params.budget_s / len(params.batches) / len(BACKENDS))
+        seconds = interleaved(found, warmup=params.warmup, min_repeats=params.min_repeats, max_repeats=params.max_repeats,
+                              budget_s=params.budget_s / len(params.batches) / len(BACKENDS))
+        times |= settle(found, seconds, questions(params, backend, batch), params.undecided_budget_s)
         cases += found
     return [{"variant": case.variant, "backend": case.backend, "batch": batch, "nfe": shipped[case.variant].recipe.nfe,
              "timed_steps": timed_steps(shipped[case.variant].recipe, batch, params.timed_steps),
-             **summary(times[case.key], batch)} for case in cases]
+             **summary(times[case.key], batch), **bounds(case, times)} for case in cases]
+
+
+def questions(params: Params, backend: str, batch: int) -> list[Question]:
+    """What the report asks of the timings of this setting: is compressed as fast as was wanted, and faster than dull_best?"""
+    if params.goal.target != "latency" or (backend, batch) != (params.backend, params.batch):
+        return []
+    dense, dull, ours = (Case.key_of(name, backend, batch) for name in ("dense", "dull_best", "compressed"))
+    return [Question(dense, ours, params.goal.min_speedup), Question(dull, ours, 1.0)]
+
+
+def bounds(case: Case, times: Mapping[str, list[float]]) -> dict[str, float]:
+    """How many times as fast the case is as dense and, of compressed, as dull_best: 95 % intervals where there are any."""
+    bases = {"speedup": "dense"} if case.variant != "dense" else {}
+    bases |= {"over_dull_best": "dull_best"} if case.variant == "compressed" else {}
+    found = {name: interval(times[Case.key_of(base, case.backend, case.batch)], times[case.key])
+             for name, base in bases.items()}
+    return {f"{name}_{end}": value for name, ends in found.items() if ends
+            for end, value in zip(("low", "high"), ends, strict=True)}
 
 
 def timing_case(name: str, shipped: Shipped, backend: str, batch: int, most: int) -> Case:
@@ -169,15 +198,20 @@ def nested(rows: list[dict]) -> dict:
     """{variant: {backend: {"b<batch>": numbers}}}"""
     table: dict = {}
     for row in rows:
-        numbers = {key: row[key] for key in ("images_per_s", "latency_ms_p50", "latency_ms_p95", "spread", "repeats")}
+        numbers = {key: row[key] for key in (*NUMBERS, *BOUNDS) if key in row}
         table.setdefault(row["variant"], {}).setdefault(row["backend"], {})[f"b{row['batch']}"] = numbers
     return table
 
 
 def protocol(params: Params) -> dict:
     """What a reader needs to repeat the timings."""
-    return {**asdict(params), "threads": torch.get_num_threads(), "clock": "from noise to the whole finished batch",
+    in_words = ("goal", "backend", "batch", "undecided_budget_s")
+    return {**{key: value for key, value in asdict(params).items() if key not in in_words},
+            "threads": torch.get_num_threads(), "clock": "from noise to the whole finished batch",
             "order": "one backend after the other; its variants take turns, each round starts with another",
+            "intervals": f"95 % for the median of the rounds' ratios, together for {LOOKS} looks (order statistics, each "
+                         f"{1 - ERROR / LOOKS:.0%}); {params.backend} at batch {params.batch} is timed on while one holds what "
+                         f"was wanted, {params.undecided_budget_s:g} s at most",
             "long loops": f"whole at batch 1 and with a cache plan; else at most {params.timed_steps} steps, scaled to the NFE"}
 
 

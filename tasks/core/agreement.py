@@ -33,6 +33,10 @@ def check_batches(params: dict) -> None:
             raise ValueError(f"{key}: {batch} is not one of profile.batches: {timed}")
     if (batch := params["report"]["batch"]) not in measured:
         raise ValueError(f"report.batch: {batch} is not one of benchmark.batches: {measured}")
+    for key in ("backend", "batch"):
+        if (judged := params["report"][key]) != (timed := params["benchmark"][key]):
+            raise ValueError(f"report.{key}: {judged} is not benchmark.{key}: {timed}, where a close verdict is timed on; "
+                             "make them equal")
 
 
 def check_noise(params: dict) -> None:

@@ -74,12 +74,17 @@ def facts(rows: dict[str, Row], verdict: Verdict, goal: Goal, setting: tuple[str
         return {"name": name, "value": DASH if value is None else show(value), "note": note}
 
     return [
-        fact("Speed-up", speedup(ours, dense, setting, backend), times, f"over dense, {backend} fp32, batch {batch}"),
+        fact("Speed-up", speedup(ours, dense, setting, backend), times,
+             f"over dense, {backend} fp32, batch {batch}{interval(verdict)}"),
         fact("Over dull_best", verdict.gain_over_dull_best, times, f"on the target, {goal.target}"),
         fact("Quality loss", verdict.loss_upper95, percent, f"95 % bound; goal: {share(goal.max_quality_loss)}"),
         fact("BitOPs", ours.cost["bitops"] / dense.cost["bitops"], share, "of dense's"),
         fact("Size", ours.cost["size_bytes"], megabytes, f"dense: {megabytes(dense.cost['size_bytes'])}"),
     ]
+
+
+def interval(verdict: Verdict) -> str:
+    return "" if verdict.gain_low is None else f"; 95 %: {times(verdict.gain_low)} to {times(verdict.gain_high)}"
 
 
 def megabytes(size: float) -> str:

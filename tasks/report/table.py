@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 from tasks.core.artifacts import REPORTS, read_json
@@ -17,6 +18,7 @@ from tasks.report.results import Row, fid_key, read_rows, settings, speedup
 README = Path("README.md")
 BEGIN, END = "<!-- result table of {}: python -m tasks.report.table -->", "<!-- end of result table -->"
 BLOCK = re.compile(f"({BEGIN.format('(?P<reports>[^ ]+)')}\n)(?:.*?)({END})", re.DOTALL)
+MOST_DECIMALS = 30  # more than tell apart any two measured numbers
 DASH = "–"  # what was not measured
 
 
@@ -43,6 +45,17 @@ def decimals(values: Iterable[float], digits: int = 3) -> int:
 def significant(value: float, digits: int = 3) -> str:
     """Plain notation, never an exponent: 0.00123, 12.3, 1234."""
     return f"{value:.{decimals([value], digits)}f}"
+
+
+def apart(values: Sequence[float], unit: str = "1", places: int | None = None, sign: str = "") -> list[str]:
+    """The values in a unit (a decimal number), all with the same number of decimals: `places`, or three digits of the first,
+    and more until each of them is seen to lie on its own side of the first. 4.996 is not shown as 5.00 beside a bound of 5."""
+    with localcontext(prec=2 * MOST_DECIMALS):
+        bound, *others = exact = [Decimal(value) / Decimal(unit) for value in values]
+        found = decimals([float(bound)]) if places is None else places
+        while found < MOST_DECIMALS and any(other != bound and round(other, found) == round(bound, found) for other in others):
+            found += 1
+        return [f"{value:{sign}.{found}f}" for value in exact]
 
 
 def percent(value: float) -> str:

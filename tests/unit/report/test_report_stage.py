@@ -96,7 +96,7 @@ def test_the_first_line_says_when_dull_best_is_not_beaten(tree, tmp_path):
     write_json("reports/fid.json", fid)
     found, out = report(tree, tmp_path)
     assert found.numbers["beats_dull_best"] is False and found.numbers["met"] is True
-    assert (out / "summary.txt").read_text().startswith("compressed does not beat dull_best at equal quality")
+    assert (out / "summary.txt").read_text().startswith("compressed is not shown to beat dull_best: 1.38×")
     html = (out / "report.html").read_text()
     assert html.index("Not shown to beat few steps") < html.index("goal met")
 
