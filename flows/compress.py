@@ -85,8 +85,11 @@ def prepare(scale: str | None = None, until: str | None = None, retime: bool = F
 def set_scale(scale: str) -> None:
     """Change the one line of params.yaml that `dvc exp run -S scale=...` would: params, dvc.lock and results stay in step."""
     check_choice("scale", scale, SCALES)
-    text = PARAMS_FILE.read_text()
-    disk.write_whole(PARAMS_FILE, re.sub(r"^scale: *\w+", f"scale: {scale}", text, count=1, flags=re.MULTILINE))
+    text = PARAMS_FILE.read_text(encoding="utf-8")
+    changed, found = re.subn(r"^scale: *(['\"]?)\w+\1", f"scale: {scale}", text, count=1, flags=re.MULTILINE)
+    if not found:
+        raise ValueError(f"{PARAMS_FILE}: no line `scale: quick` or `scale: full` that could be changed to {scale}")
+    disk.write_whole(PARAMS_FILE, changed)
 
 
 @contextmanager

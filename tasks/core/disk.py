@@ -39,7 +39,7 @@ def write_whole(path: Path, text: str) -> None:
     """`path` holds the old text or the new one, whatever happens meanwhile: a kill, a full disk."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -50,6 +50,7 @@ def complaint(error: Exception, target: Path) -> str:
 def execute(stage: ModuleType) -> None:
     name, started = stage_name(stage), time.time()
     raw = read_params()
+    steady.check_nothing_was_left_behind(raw)
     before = steady.noted(name, raw)
     params = stage_params(stage, raw)
     inputs = gather(stage, params, raw)

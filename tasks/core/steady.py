@@ -37,7 +37,7 @@ def leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
 def files(deps: list[str], params: dict) -> dict[str, str]:
     """Fingerprints: of an upstream result its manifest, of code its content, of the user's own folders, which may be large,
     sizes and times."""
-    ignored = IGNORED.read_text().split("\n") if IGNORED.exists() else []
+    ignored = patterns()
     own = [TEMPLATE.sub(lambda found: params[found[1]][found[2]], dep) for dep in deps if TEMPLATE.search(dep)]
     found = {str(path): stamp(path) for dep in own for path in files_of(Path(dep), ignored)}
     for dep in map(Path, (dep for dep in deps if not TEMPLATE.search(dep))):
@@ -46,12 +46,34 @@ def files(deps: list[str], params: dict) -> dict[str, str]:
     return found
 
 
+def check_nothing_was_left_behind(params: dict) -> None:
+    """`dvc exp run --temp` and `--queue` work in a copy of what git has, below .dvc/tmp/exps: of a folder with files that git
+    ignores the others are there, and a stage would run on those. Raises ValueError."""
+    clone, copied, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    if not copied:
+        return
+    ignored = patterns()
+    for stage in ("data", "pretrain_load"):
+        block = params[stage] or {}
+        if block.get("source") != "folder" or Path(own := str(block["path"])).is_absolute():
+            continue
+        lost = {path.relative_to(clone) for path in files_of(Path(clone, own), ignored)} - set(files_of(Path(own), ignored))
+        if lost:
+            raise ValueError(f"{PARAMS_FILE}: {stage}.path: {own}: {len(lost)} of its files are not in this copy of the clone, "
+                             f"{min(lost)} among them: git ignores or lacks them; `dvc add {own}` brings them along")
+
+
 def files_of(dep: Path, ignored: list[str]) -> list[Path]:
     """All that DVC hashes: what .dvcignore names, such as the bytecode that running code leaves, is left out."""
     inside = dep.rglob("*") if dep.is_dir() else [dep]
-    names = [pattern.strip("/") for pattern in ignored if pattern and not pattern.startswith("#")]
     return [path for path in inside if path.is_file()
-            and not any(fnmatch.fnmatch(part, name) for part in path.relative_to(dep.parent).parts for name in names)]
+            and not any(fnmatch.fnmatch(part, name) for part in path.relative_to(dep.parent).parts for name in ignored)]
+
+
+def patterns() -> list[str]:
+    """The names in .dvcignore."""
+    lines = IGNORED.read_text().splitlines() if IGNORED.exists() else []
+    return [line.strip("/") for line in lines if line and not line.startswith("#")]
 
 
 def stamp(path: Path) -> str:

@@ -306,6 +306,12 @@ def test_scale_changes_one_line_of_params(tmp_path, monkeypatch):
     assert (tmp_path / "params.yaml").read_text() == text.replace("scale: quick", "scale: full")
     with pytest.raises(ValueError, match="did you mean full"):
         compress.set_scale("ful")
+    (tmp_path / "params.yaml").write_text("scale: 'quick'\n")
+    compress.set_scale("full")
+    assert (tmp_path / "params.yaml").read_text() == "scale: full\n"
+    (tmp_path / "params.yaml").write_text("{scale: quick}\n")
+    with pytest.raises(ValueError, match="params.yaml: no line `scale: quick`"):
+        compress.set_scale("full")
 
 
 def test_a_users_mistake_is_one_line_and_starts_nothing(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ FILES = ("tasks/evolve/stage.py", "tasks/core/cost.py", "tasks/runtime/graph.py"
 
 def write_params(**changes):
     blocks = {"goal": GOAL, "scale": "quick", "cluster": CLUSTER, "resources": None, **{stage: {"seed": 5} for stage in STAGES}}
-    blocks["data"] = {"path": "images", "seed": 5}
+    blocks["data"] = {"source": "folder", "path": "images", "seed": 5}
     blocks["evolve"] = {"seed": 5, "steps": {"quick": [4, 16], "full": [4, 24]}}
     Path("params.yaml").write_text(yaml.safe_dump(blocks | changes))
 
@@ -87,3 +87,20 @@ def test_a_file_that_became_unreadable_is_told_too(tree):
     Path("params.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="params.yaml: not YAML: .*it was whole when evolve started"):
         steady.check("evolve", before, read_params)
+
+
+def test_an_experiment_elsewhere_without_all_of_the_users_images_is_refused(tree, tmp_path, monkeypatch):
+    """Two of three are git-ignored: DVC's copy of the clone has the third, and would run on it alone."""
+    there = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    for name in ("images/0/a.png", "params.yaml", ".dvcignore"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, there / name)
+    (there / ".dvc").mkdir()
+    steady.check_nothing_was_left_behind(read_params())
+    monkeypatch.chdir(there)
+    steady.check_nothing_was_left_behind(read_params())
+    for name in ("0/b.png", "1/c.png", "0/.DS_Store"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_text("1")
+    with pytest.raises(ValueError, match="data.path: images: 2 of its files are not in this copy .*images/0/b.png among them"):
+        steady.check_nothing_was_left_behind(read_params())
