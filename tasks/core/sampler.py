@@ -52,11 +52,13 @@ def as_timesteps(values: np.ndarray) -> tuple[int, ...]:
 
 
 def log_snr(bars: np.ndarray) -> np.ndarray:
-    """log(alpha/sigma), finite also at a timestep without signal or without noise: as DPM-Solver has it in diffusers."""
+    """log(alpha/sigma), finite also at a timestep without signal or without noise: there as of 2^-24, with which DPM-Solver
+    calculates in diffusers, or of half of what the next timestep has."""
     with np.errstate(divide="ignore"):
         lam = 0.5 * np.log(bars / (1 - bars))
     most, found = 0.5 * np.log(1 / NO_SIGNAL - 1), lam[np.isfinite(lam)]
-    return lam.clip(min(-most, found.min()), max(most, found.max()))
+    half = 0.5 * np.log(2)
+    return lam.clip(min(-most, found.min() - half), max(most, found.max() + half))
 
 
 def pipeline_timesteps(schedule: Schedule, steps: int) -> tuple[int, ...]:

@@ -77,7 +77,9 @@ def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) 
 
     solver: one of KNOWN. The first and the last step of dpm2m are of order 1 (there is no history; sigma ends at 0).
     """
-    bars = torch.cat([signal(scheduler_config, solver)[list(timesteps)], final_bar(scheduler_config, timesteps, solver)[None]])
+    bars = torch.cat([alphas_cumprod(scheduler_config)[list(timesteps)], final_bar(scheduler_config, timesteps, solver)[None]])
+    if solver == "dpm2m" and bars[0] == 0:
+        bars[0] = min(NO_SIGNAL, bars[1].item() / 2)  # below the next one, which may be less than diffusers' constant
     levels = [(bar**0.5, (1 - bar) ** 0.5) for bar in bars.tolist()]  # alpha and sigma
     lam = (0.5 * (bars / (1 - bars)).log()).tolist()
     kind = scheduler_config.get("prediction_type", "epsilon")
@@ -91,12 +93,6 @@ def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) 
             factors = second_order(*factors, *lam[i - 1 : i + 2])
         steps.append(SolverStep(int(t), *data_prediction(*levels[i], kind), *factors))
     return steps
-
-
-def signal(scheduler_config: dict, solver: str) -> Tensor:
-    """(T,) alpha^2 as the solver calculates with it."""
-    bars = alphas_cumprod(scheduler_config)
-    return bars.where(bars > 0, min(NO_SIGNAL, bars[bars > 0].min().item() / 2)) if solver == "dpm2m" else bars
 
 
 def final_bar(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> Tensor:
