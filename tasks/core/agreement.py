@@ -19,9 +19,6 @@ def check(params: dict, stages: tuple[str, ...]) -> None:
     check_batches(params)
     check_noise(params)
     check_goal(params["goal"], params)
-    source = params["pretrain_load"]
-    if source["source"] == "folder":
-        check_steps(params, Schedule.read(source["path"]))
 
 
 def check_batches(params: dict) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tasks.core.schedule import Schedule, read_block
+from tasks.core.architecture import CLASS_KEYS, NUM_CLASSES, check_evaluation, skeleton
+from tasks.core.model_folder import read_folder
+from tasks.core.schedule import Schedule
+from tasks.core.weights import Weights, find, read
 
 ARCHITECTURES = {"DiTTransformer2DModel": "transformer", "UNet2DModel": "unet"}  # class name -> folder in a pipeline
 
@@ -32,13 +35,21 @@ class Denoiser:
         size = config.sample_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         self.sample_shape = (config.in_channels, height, width)
-        classes = config.num_embeds_ada_norm if self.architecture == "dit" else config.num_class_embeds
         # DiTTransformer2DModel counts the classes and adds the null row itself; UNet2DModel counts every row.
-        self.num_classes = classes or 0
+        rows = config.get(CLASS_KEYS[type(model).__name__]) or 0
+        self.num_classes = config.get(NUM_CLASSES, rows)
+        self.has_null_label = self.architecture == "dit" or rows > self.num_classes
 
     @property
     def null_label(self) -> int:
+        """The row after the classes: of no label, where `has_null_label`."""
         return self.num_classes
+
+    def with_classes(self, num_classes: int) -> "Denoiser":
+        """This network, all further rows of its label table being no class: as many as the data has. It is kept in the
+        model's config, so its copies and files know of it."""
+        self.model.register_to_config(**{NUM_CLASSES: num_classes})
+        return Denoiser(self.model, self.schedule)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.architecture == "dit":
@@ -58,11 +69,12 @@ class Denoiser:
         groups += [(f"up_blocks.{i}", block) for i, block in enumerate(self.model.up_blocks)]
         for prefix, block in groups:
             attentions = list(getattr(block, "attentions", None) or [])
+            # attention j comes after resnet j; the only one of a skip block on the way up comes after all of them
+            last = len(block.resnets) - 1 if type(block).__name__ == "AttnSkipUpBlock2D" else 0
             for j in range(len(block.resnets)):
                 found.append(Sublayer(f"{prefix}.resnets.{j}", "resnet"))
-                # the mid block computes resnet 0, then attention j before resnet j + 1
-                if j < len(attentions) and attentions[j] is not None:
-                    found.append(Sublayer(f"{prefix}.attentions.{j}", "attention"))
+                if last <= j < last + len(attentions) and attentions[j - last] is not None:
+                    found.append(Sublayer(f"{prefix}.attentions.{j - last}", "attention"))
         return found
 
     def joins(self) -> dict[str, tuple[int, int]]:
@@ -107,34 +119,52 @@ def build(class_name: str, config: dict, schedule_config: dict) -> Denoiser:
     return Denoiser(getattr(diffusers, class_name).from_config(config), Schedule.from_config(schedule_config))
 
 
-def load(folder: str | Path) -> Denoiser:
-    """A denoiser from a diffusers pipeline folder: `model_index.json`, `transformer/` or `unet/`, `scheduler/`; fp32.
+@dataclass(frozen=True)
+class Inspected:
+    """A model folder of which all is known but the numbers."""
 
-    Weights are read from safetensors only. Raises ValueError naming the file and what was expected.
+    denoiser: Denoiser  # its parameters are on the meta device
+    weights: Weights
+    config_path: Path
+
+
+def inspect(folder: str | Path) -> Inspected:
+    """Parts, configs, schedule, and the names and shapes of the weights by their headers: nothing large is read.
+
+    Raises ValueError, one line, naming the file, the key or tensor, what it is and what is taken instead.
     """
-    import diffusers
-    folder = Path(folder)
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise ValueError(f"{index}: not found; expected a diffusers folder")
-    parts = read_block(index)
-    for class_name, part in ARCHITECTURES.items():
-        if isinstance(parts.get(part), list) and class_name in parts[part]:
-            break
-    else:
-        raise ValueError(f"{index}: holds none of {', '.join(ARCHITECTURES)}; its parts are "
-                         f"{', '.join(k for k in parts if not k.startswith('_'))}")
-    weights = folder / part / "diffusion_pytorch_model.safetensors"
-    if not weights.exists():
-        others = sorted(p.name for p in weights.parent.glob("*.bin")) if weights.parent.exists() else []
-        hint = f"; {', '.join(others)} is a pickle and is never read" if others else ""
-        raise ValueError(f"{weights}: not found; expected safetensors{hint}")
-    try:
-        model = getattr(diffusers, class_name).from_pretrained(
-            str(folder), subfolder=part, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    except Exception as error:  # safetensors and diffusers raise a dozen kinds for a damaged file
-        raise ValueError(f"{weights}: cannot be read as {class_name}: {str(error).splitlines()[0]}") from error
-    return Denoiser(in_channels_last(model).eval().requires_grad_(False), Schedule.read(folder))
+    found = read_folder(folder)
+    model = skeleton(found.class_name, found.config, found.config_path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = find(found.weights, shapes, found.class_name)
+    schedule = Schedule.read(found.scheduler_path, found.scheduler, found.scheduler_class)
+    return Inspected(Denoiser(model, schedule), weights, found.config_path)
+
+
+def load(folder: str | Path) -> Denoiser:
+    """A denoiser from a folder as diffusers reads it, in fp32: `inspect`, then the weights, from safetensors alone.
+
+    Every tensor of the network comes from a file and is finite. Raises ValueError as `inspect` does.
+    """
+    return read_weights(inspect(folder))
+
+
+def read_weights(found: Inspected) -> Denoiser:
+    for note in found.weights.notes:
+        print(note, flush=True)
+    model = found.denoiser.model
+    model.load_state_dict(read(found.weights), assign=True)
+    return Denoiser(in_channels_last(model).eval().requires_grad_(False), found.denoiser.schedule)
+
+
+def check_inspected(found: Inspected) -> None:
+    """What takes a second to know: that the network makes an image of an image, at every timestep of the schedule."""
+    model, steps = found.denoiser.model, found.denoiser.schedule.steps
+    check_evaluation(model, found.config_path)
+    rows = model.config.get("num_train_timesteps")
+    if model.config.get("time_embedding_type") == "learned" and rows < steps:
+        raise ValueError(f"{found.config_path}: num_train_timesteps: {rows} is below {steps}, the scheduler's timesteps: a "
+                         "learned embedding has a row for each")
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.core.artifacts import read_json
-
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")  # timestep_spacing, as diffusers' DDIMScheduler has them
 TAKEN = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler",
@@ -56,10 +54,8 @@ class Schedule:
         return cls(alphas_cumprod=bars, prediction_type=kind, config=found)
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Schedule":
-        """Of a diffusers pipeline folder: `scheduler/scheduler_config.json`, its class also from `model_index.json`."""
-        path = Path(folder) / "scheduler" / "scheduler_config.json"
-        config, named = read_block(path), scheduler_of(Path(folder) / "model_index.json")
+    def read(cls, path: Path, config: Mapping, named: str | None) -> "Schedule":
+        """Of the config at `path`; named: the class that `model_index.json` opens it with, if there is one."""
         own = config.get("_class_name") or named
         if own is None:
             raise ValueError(f"{path}: _class_name: missing, and model_index.json names no scheduler; "
@@ -92,19 +88,6 @@ class Schedule:
         """What the network is trained to predict."""
         alpha, sigma = self.coefficients(t)
         return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[self.prediction_type]
-
-
-def read_block(path: Path) -> dict:
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds {type(data).__name__}, expected an object with keys")
-    return data
-
-
-def scheduler_of(index: Path) -> str | None:
-    """The class that a model_index.json names for the part `scheduler`, if it does."""
-    named = read_block(index).get("scheduler")
-    return str(named[-1]) if isinstance(named, list) and named and named[-1] is not None else None
 
 
 # ---- from any class to DDIM's ----

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 
+from tasks.core.model_folder import parts_of, read_block, scheduler_of
 from tasks.core.schedule import STAND_INS, TAKEN, Schedule
 
 EVERY = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and inspect.isclass(getattr(diffusers, name)))
@@ -20,6 +21,10 @@ def pipeline_folder(folder, scheduler, index=None):
     named = {} if index is False else {"scheduler": ["diffusers", index or type(scheduler).__name__]}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", **named}))
     return folder
+
+
+def read(folder):
+    return Schedule.read(*scheduler_of(folder, parts_of(read_block(folder / "model_index.json"))))
 
 
 def edit(folder, drop=(), **changes):
@@ -53,7 +58,7 @@ def test_a_saved_pipeline_is_read_as_diffusers_ddim_reads_it(name, tmp_path):
     cls = getattr(diffusers, name)
     asked = {"num_train_timesteps": 60} | ({"beta_schedule": "squaredcos_cap_v2"} if name == "UnCLIPScheduler" else
                                            {"beta_start": 0.001, "beta_end": 0.05, "beta_schedule": "scaled_linear"})
-    found = Schedule.read(pipeline_folder(tmp_path, cls(**asked)))
+    found = read(pipeline_folder(tmp_path, cls(**asked)))
     ddim = DDIMScheduler.from_config(DDIMScheduler.from_config(json.loads((tmp_path / "scheduler/scheduler_config.json")
                                                                           .read_text())).config)
     assert torch.equal(found.alphas_cumprod, ddim.alphas_cumprod) and found.steps == 60
@@ -64,14 +69,14 @@ def test_a_saved_pipeline_is_read_as_diffusers_ddim_reads_it(name, tmp_path):
                                            (diffusers.RePaintScheduler, "sigmoid"), (diffusers.DDPMParallelScheduler, "laplace")])
 def test_betas_that_ddim_does_not_compute_are_those_of_the_class(cls, schedule, tmp_path):
     own = cls(beta_schedule=schedule)
-    found = Schedule.read(pipeline_folder(tmp_path, own))
+    found = read(pipeline_folder(tmp_path, own))
     assert torch.equal(found.alphas_cumprod, own.alphas_cumprod)
     assert torch.equal(DDIMScheduler.from_config(found.config).alphas_cumprod, own.alphas_cumprod), "and a package's"
 
 
 def test_defaults_are_the_classs_own_where_a_config_leaves_them_out(tmp_path):
     folder = edit(pipeline_folder(tmp_path, HeunDiscreteScheduler()), drop=("beta_start", "beta_end", "timestep_spacing"))
-    found = Schedule.read(folder)
+    found = read(folder)
     assert torch.equal(found.alphas_cumprod, HeunDiscreteScheduler().alphas_cumprod)
     assert found.config["timestep_spacing"] == "linspace" and found.config["clip_sample"] is False
 
@@ -80,13 +85,13 @@ def test_defaults_are_the_classs_own_where_a_config_leaves_them_out(tmp_path):
 def test_betas_rescaled_to_zero_snr(cls, tmp_path):
     """DPM-Solver and Euler write 2^-24 instead of the last 0; the noise that the network saw is the same up to that."""
     own = cls(rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    found = Schedule.read(pipeline_folder(tmp_path, own))
+    found = read(pipeline_folder(tmp_path, own))
     assert torch.equal(found.alphas_cumprod[:-1], own.alphas_cumprod[:-1]) and found.alphas_cumprod[-1] == 0
 
 
 def test_betas_of_training(tmp_path):
     betas = torch.linspace(0.01, 0.2, 12).tolist()
-    found = Schedule.read(pipeline_folder(tmp_path, PNDMScheduler(num_train_timesteps=12, trained_betas=betas)))
+    found = read(pipeline_folder(tmp_path, PNDMScheduler(num_train_timesteps=12, trained_betas=betas)))
     torch.testing.assert_close(found.alphas_cumprod, (1 - torch.tensor(betas)).cumprod(0))
 
 
@@ -94,7 +99,7 @@ def test_what_a_ddim_config_keeps_of_other_schedulers_does_not_reach_a_package(t
     """diffusers saves the options of the class that a scheduler was made from, and lambda_min_clipped is -Infinity."""
     DPMSolverMultistepScheduler().save_pretrained(tmp_path / "dpm")
     folder = pipeline_folder(tmp_path, DDIMScheduler.from_config(DPMSolverMultistepScheduler.load_config(tmp_path / "dpm")))
-    config = Schedule.read(folder).config
+    config = read(folder).config
     assert "lambda_min_clipped" not in config and json.dumps(config, allow_nan=False)
 
 
@@ -102,7 +107,7 @@ def test_what_a_ddim_config_keeps_of_other_schedulers_does_not_reach_a_package(t
 
 def test_the_class_may_stand_in_model_index_alone(tmp_path):
     folder = edit(pipeline_folder(tmp_path, HeunDiscreteScheduler()), drop=("_class_name", "beta_start", "beta_end"))
-    assert torch.equal(Schedule.read(folder).alphas_cumprod, HeunDiscreteScheduler().alphas_cumprod)
+    assert torch.equal(read(folder).alphas_cumprod, HeunDiscreteScheduler().alphas_cumprod)
 
 
 @pytest.mark.parametrize("own, index, message", [
@@ -117,12 +122,12 @@ def test_the_class_may_stand_in_model_index_alone(tmp_path):
 def test_a_class_that_is_missing_unknown_or_doubtful_is_refused(own, index, message, tmp_path):
     folder = edit(pipeline_folder(tmp_path, DDIMScheduler(), index=index), drop=("set_alpha_to_one",), _class_name=own)
     with pytest.raises(ValueError, match=message) as failure:
-        Schedule.read(folder)
+        read(folder)
     assert "\n" not in str(failure.value) and str(tmp_path) in str(failure.value)
 
 
 def test_two_classes_that_read_one_config_alike_are_no_contradiction(tmp_path):
-    assert Schedule.read(pipeline_folder(tmp_path, DDPMScheduler(), index="DDIMScheduler")).steps == 1000
+    assert read(pipeline_folder(tmp_path, DDPMScheduler(), index="DDIMScheduler")).steps == 1000
 
 
 # ---- options
