@@ -186,6 +186,6 @@ def trained_router(lab: Lab, nfe: int, checkpoint: Checkpoint) -> Tensor:
     beta, _ = train_router(
         lab.teacher, lab.sublayers, images, None if labels is None else torch.from_numpy(labels),
         spaced_timesteps(lab.teacher.schedule, nfe), steps=how.steps, batch=how.batch, lr=how.lr, lam=how.lam,
-        reduction=how.reduction, label_dropout=how.label_dropout, seed=lab.learn.seed,
+        reduction=how.reduction, label_dropout=how.label_dropout if lab.teacher.has_null_label else 0.0, seed=lab.learn.seed,
         checkpoint=checkpoint)
     return beta

@@ -129,7 +129,7 @@ def student_of(arm: Arm, lab: Lab, seed: int) -> tuple[dict[str, Tensor], dict[s
 
 def trained(arm: Arm, lab: Lab, seed: int) -> Student:
     steps = 0 if arm.method is None else arm.steps
-    dropout = {} if lab.teacher.architecture == "dit" else {"label_dropout": 0.0}  # UNet2DModel has no null label
+    dropout = {} if lab.teacher.has_null_label else {"label_dropout": 0.0}
     settings = Settings(**{**COMMON, **dropout, **arm.settings, "steps": steps, "seed": seed})
     checkpoint = Checkpoint(lab.folder / "checkpoints", key(arm, seed))
     teacher = permuted(lab.teacher, arm.grain) if arm.permute else lab.teacher

@@ -33,7 +33,7 @@ from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
-from tasks.runtime.cache import FORECASTS, TRUNK
+from tasks.runtime.cache import FORECASTS, TRUNK, has_trunk
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load")
@@ -54,10 +54,10 @@ class RouterParams:
     label_dropout: float
 
     def __post_init__(self):
-        check_choice("router.reduction", self.reduction, ("mean", "sum"))
+        check_choice("cache_learn.router.reduction", self.reduction, ("mean", "sum"))
         for name, low, high in (("steps", 1, 10**7), ("batch", 1, 4096), ("lr", 0, 10), ("lam", 0, 1e6), ("theta", 0, 1),
                                 ("label_dropout", 0, 1)):
-            check_range(f"router.{name}", getattr(self, name), low, high)
+            check_range(f"cache_learn.router.{name}", getattr(self, name), low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class RefineParams:
 
     def __post_init__(self):
         for name, low, high in (("images", 1, 10**5), ("tries", 0, 10**6)):
-            check_range(f"refine.{name}", getattr(self, name), low, high)
+            check_range(f"cache_learn.refine.{name}", getattr(self, name), low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class WeightsParams:
 
     def __post_init__(self):
         for name, low, high in (("steps", 0, 10**6), ("batch", 1, 4096), ("lr", 0, 10), ("window", 1, 1000)):
-            check_range(f"weights.{name}", getattr(self, name), low, high)
+            check_range(f"cache_learn.weights.{name}", getattr(self, name), low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,13 @@ class Params:
     weights: WeightsParams
 
     def __post_init__(self):
-        check_choice("spacing", self.spacing, SPACINGS)
-        check_choice("solver", self.solver, SOLVERS)
-        check_choice("unit", self.unit, UNITS)
-        check_choice("forecast", self.forecast, FORECASTS)
+        check_choice("cache_learn.spacing", self.spacing, SPACINGS)
+        check_choice("cache_learn.solver", self.solver, SOLVERS)
+        check_choice("cache_learn.unit", self.unit, UNITS)
+        check_choice("cache_learn.forecast", self.forecast, FORECASTS)
         for name, low, high in (("base_steps", 2, 1000), ("grid", 3, 1000), ("error_samples", 1, 10**5), ("budget", 0, 0.95),
                                 ("max_gap", 1, self.grid - 1), ("max_masks", 1, 8), ("validation", 1, 10**5)):
-            check_range(name, getattr(self, name), low, high)
+            check_range(f"cache_learn.{name}", getattr(self, name), low, high)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
@@ -138,8 +138,13 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
 
 def units_of(denoiser: Denoiser, unit: str) -> list[str]:
-    """What a plan may skip: all blocks at once, or every sublayer for itself."""
-    return [TRUNK] if unit == "trunk" else [s.name for s in denoiser.sublayers()]
+    """What a plan may skip: all blocks at once, or every sublayer for itself; this, too, where the blocks are no trunk."""
+    if unit == "trunk" and has_trunk(denoiser.model):
+        return [TRUNK]
+    if unit == "trunk":
+        print("cache_learn.unit: trunk, but skip blocks hand on an image beside their output: each sublayer is planned for "
+              "itself, as unit sublayer says", flush=True)
+    return [s.name for s in denoiser.sublayers()]
 
 
 def reuse_table(denoiser: Denoiser, params: Params, checkpoint: Callable[[str], Checkpoint]) -> ReuseTable:
@@ -167,7 +172,7 @@ def draws(denoiser: Denoiser, indices: range, seed: int) -> tuple[Tensor, Tensor
 def router(denoiser: Denoiser, sublayers: list[str], timesteps: tuple[int, ...], params: Params,
            inputs: Inputs) -> tuple[Tensor, list[tuple[int, float]]]:
     images, labels = training_images(denoiser, inputs)
-    how = asdict(params.router)
+    how = asdict(params.router) | ({} if denoiser.has_null_label else {"label_dropout": 0.0})
     del how["theta"]
     return train_router(denoiser, sublayers, images, labels, timesteps, **how, seed=params.seed,
                         checkpoint=inputs.checkpoint("cache_router"))

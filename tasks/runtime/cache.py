@@ -216,13 +216,22 @@ def trunk(model: nn.Module) -> list[nn.Module]:
     block to block."""
     if hasattr(model, "transformer_blocks"):
         return list(model.transformer_blocks)
-    middle = [] if model.mid_block is None else [model.mid_block]
-    blocks = [*model.down_blocks, *middle, *model.up_blocks]
-    for block in blocks:
-        if hasattr(block, "skip_conv"):
-            raise ValueError(f"cache plan: {type(block).__name__} hands on an image beside its output, so the blocks are no "
-                             f"{TRUNK}; plan for sublayers")
+    blocks = unet_blocks(model)
+    if not has_trunk(model):
+        skip = next(type(block).__name__ for block in blocks if hasattr(block, "skip_conv"))
+        raise ValueError(f"cache plan: {skip} hands on an image beside its output, so the blocks are no {TRUNK}; plan for "
+                         "sublayers")
     return blocks
+
+
+def has_trunk(model: nn.Module) -> bool:
+    """Whether a single tensor passes from block to block."""
+    return hasattr(model, "transformer_blocks") or not any(hasattr(block, "skip_conv") for block in unet_blocks(model))
+
+
+def unet_blocks(model: nn.Module) -> list[nn.Module]:
+    middle = [] if model.mid_block is None else [model.mid_block]
+    return [*model.down_blocks, *middle, *model.up_blocks]
 
 
 def remove_cache(model: nn.Module) -> None:

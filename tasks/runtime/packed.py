@@ -62,12 +62,25 @@ class PackedDenoiser(torch.nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """0 for an unconditional model; a DiT's null label is the number after its last class."""
-        return self.model.config.get("num_embeds_ada_norm") or self.model.config.get("num_class_embeds") or 0
+        """0 for an unconditional model. `_num_classes` is in the config of a UNet whose label table has a row more."""
+        config = self.model.config
+        return config.get("_num_classes") or config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+
+    @property
+    def null_label(self) -> int:
+        """The number after the last class, of no label. Raises ValueError for a model that has none."""
+        if not self.has_null_label:
+            raise ValueError(f"guidance_scale: needs a null label; this model has {self.num_classes} classes and none")
+        return self.num_classes
+
+    @property
+    def has_null_label(self) -> bool:
+        config = self.model.config
+        return "num_embeds_ada_norm" in config or (config.get("num_class_embeds") or 0) > self.num_classes
 
     def labels(self, wanted: list[int] | Tensor | None, count: int, device: torch.device) -> Tensor | None:
         """(count,) int64 on `device`, None for an unconditional model. Raises ValueError for what the model cannot draw."""
-        has_null = "num_embeds_ada_norm" in self.model.config
+        has_null = self.has_null_label
         if not self.num_classes:
             if wanted is not None:
                 raise ValueError("class_labels: given, but the model is unconditional")

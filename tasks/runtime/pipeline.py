@@ -54,7 +54,8 @@ class CompressedPipeline(DiffusionPipeline):
             noise = randn_tensor((count, *self.denoiser.sample_shape), generator=generator, device=device)
         config = dict(self.scheduler.config)
         steps = solver_steps(config, self.recipe["timesteps"], self.recipe["solver"])
-        predict = with_guidance(self.denoiser, guidance_scale, self.denoiser.num_classes)
+        null_label = 0 if guidance_scale == 1.0 else self.denoiser.null_label
+        predict = with_guidance(self.denoiser, guidance_scale, null_label)
         with self.progress_bar(total=len(steps)) as bar:
             for _, _, state in integrate(predict, steps, noise.to(device), labels, clip_bound(config)):
                 bar.update()

@@ -140,3 +140,27 @@ def test_no_budget_removes_nothing_and_costs_nothing(run):
 def test_params_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         params(**changed)
+
+
+def unet(**changes) -> dict:
+    return {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8],
+            "norm_num_groups": 4, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], **changes}
+
+
+def test_labels_are_dropped_only_where_there_is_a_null_label(folders, run, tmp_path):
+    """A UNet whose rows are all classes; before, the label after the last one was looked up in its table."""
+    save(build("UNet2DModel", unet(num_class_embeds=3), CONFIG), tmp_path / "classes/teacher")
+    folders = folders | {"pretrain_load": tmp_path / "classes"}
+    (tmp_path / "out").mkdir()
+    report = stage.run(params(router={"label_dropout": 1.0}), Inputs(folders, key="u" * 16), tmp_path / "out")
+    assert report.numbers["plans"]["router"]["removed_share"] > 0
+
+
+def test_skip_blocks_are_planned_sublayer_by_sublayer_and_it_is_said(capsys):
+    """Each of their blocks hands on an image beside its output: they are no trunk."""
+    skips = build("UNet2DModel", unet(in_channels=3, out_channels=3, block_out_channels=[8, 8],
+                                      down_block_types=["SkipDownBlock2D"] * 2, up_block_types=["SkipUpBlock2D"] * 2), CONFIG)
+    assert stage.units_of(skips, "trunk") == stage.units_of(skips, "sublayer") == [s.name for s in skips.sublayers()]
+    said = capsys.readouterr().out
+    assert said.count("cache_learn.unit: trunk, but skip blocks hand on an image beside their output") == 1
+    assert stage.units_of(build("UNet2DModel", unet(), CONFIG), "trunk") == [TRUNK]
