@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     held = calibration(teacher, inputs["data"], params).to(device)
     settings = training_settings(params, teacher)
     rows, numbers = [], {}
-    for grain in GRAINS:
+    for grain in grains_of(inputs["mask_search"] / "masks.safetensors"):
         masks, name = read_tensors(inputs["mask_search"] / "masks.safetensors", grain), grain.replace(":", "_")
         masks = {parameter: mask.bool() for parameter, mask in masks.items()}
         start = read_tensors(inputs["mask_search"] / "weights.safetensors", grain) if params.start == "made_up" else {}
@@ -72,6 +73,13 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     with open(out / "curve.csv", "w", newline="") as file:
         csv.writer(file).writerows([("grain", "step", "loss", "flip_rate"), *rows])
     return Report(numbers)
+
+
+def grains_of(path: Path) -> list[str]:
+    """Those of GRAINS that mask_search found masks of: a network may have no units that can go, which is said there."""
+    with safe_open(path, framework="pt") as file:
+        held = {key.partition("/")[0] for key in file.keys()}  # noqa: SIM118
+    return [grain for grain in GRAINS if grain in held]
 
 
 def read_tensors(path: Path, grain: str) -> dict[str, Tensor]:
@@ -105,8 +113,7 @@ def calibration(teacher: Denoiser, data: Path, params: Params) -> Calibration:
 
 def training_settings(params: Params, teacher: Denoiser) -> Settings:
     settings = Settings(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)})
-    # UNet2DModel has a row for each class and none for the null label
-    return settings if teacher.architecture == "dit" else dataclasses.replace(settings, label_dropout=0.0)
+    return settings if teacher.has_null_label else dataclasses.replace(settings, label_dropout=0.0)
 
 
 def judge(teacher: Denoiser, grain: str, one_shot: dict[str, Tensor], student: Student, held: Calibration) -> dict:

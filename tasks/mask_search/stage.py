@@ -1,8 +1,9 @@
 """Choose what to zero: 2:4 in every covered layer, and whole units under a budget; and say which of them pays on the goal.
 
 Reads: pretrain_load (teacher/, bank.npy, bank_labels.npy), profile (layers.csv, model.csv).
-Writes: masks.safetensors (`<grain>/<parameter>`, uint8), weights.safetensors (`<grain>/<parameter>`: the weights under these
-masks that give each layer's outputs best), density.csv (grain, layer, density), choice.json:
+Writes: masks.safetensors (`<grain>/<parameter>`, uint8; grain 2:4, and unit if any block has units that can go),
+weights.safetensors (`<grain>/<parameter>`: the weights under these masks that give each layer's outputs best), density.csv
+(grain, layer, density), choice.json:
   chosen, why, by_target, predicted: which of the two mask sets costs least on each target;
   budget: what each plan saves, and counted in what: for goal.target latency the profile's us (MACs where units save too little
   time), bitops MACs, size bits with index;
@@ -41,7 +42,7 @@ from tasks.core.sparsity import GRAINS, kept_shares, mask_density
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
 from tasks.mask_search.choose import CostModel, choose, cost_models
 from tasks.mask_search.grams import bounded_statistics, check_widths
-from tasks.mask_search.masks import covered, granule, misfit, misfits
+from tasks.mask_search.masks import covered, granule, kept_count, misfit, misfits
 from tasks.mask_search.plans import Plan, describe, make_plans
 from tasks.mask_search.saliency import KINDS, made_up, saliency
 from tasks.mask_search.sensitivity import (
@@ -117,9 +118,21 @@ def grain_of(token: str) -> str:
     return PATTERN.sub(r"\1:\2", token)
 
 
+def preflight(params: Params, known: dict) -> None:
+    """What the teacher's shapes alone decide. known: as in `tasks.core.params.look_ahead`."""
+    if (teacher := known["pretrain_load"]) is None:
+        return
+    layers = teacher.prunable_layers()
+    wanted = {name: layers[name] for name in covered(layers, params.cover)}
+    if len(misfits(wanted, BASELINE)) == len(wanted):
+        raise ValueError(f"mask_search.cover: {', '.join(params.cover)} match no layer whose inputs are a multiple of 4, as "
+                         f"{BASELINE} wants them")
+    check_densities(hidden_units(teacher.model), params)
+    check_memory(teacher, params)
+
+
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
-    check_memory(teacher, params)
     with tempfile.TemporaryDirectory(prefix=".grams.", dir=out) as waiting:
         return searched(teacher, params, inputs, out, Path(waiting))
 
@@ -144,7 +157,7 @@ def searched(teacher: Denoiser, params: Params, inputs: Inputs, out: Path, waiti
     plans = {name: describe(plan, found.cost_model,
                             masked_error(teacher, cut_masks(teacher.model, plan, score), error, statistics))
              for name, plan in found.plans.items()}
-    masks = {"unit": cut_masks(teacher.model, found.plans["unit"]),
+    masks = {**({"unit": cut_masks(teacher.model, found.plans["unit"])} if "unit" in found.plans else {}),
              BASELINE: cut_masks(teacher.model, layer_cuts(layers[BASELINE], BASELINE, ()), score)}
     weights = {grain: made_up(teacher.model, pruned, statistics) for grain, pruned in masks.items()}
     kept = {grain: kept_shares(teacher.model, grain, pruned) for grain, pruned in masks.items()}
@@ -175,7 +188,7 @@ class Search:
 
     def unit_density(self) -> dict[str, float]:
         """Block -> kept share of its units in the plan of units alone."""
-        density = {layer: option.density for option in self.plans["unit"] for layer in option.layers}
+        density = {layer: option.density for option in self.plans.get("unit", ()) for layer in option.layers}
         return {units.block: density.get(units.consumer, 1.0) for units in self.blocks.values()}
 
 
@@ -193,16 +206,29 @@ def search(teacher: Denoiser, layers: Mapping[str, Mapping[str, nn.Module]], mod
     tried = {"unit": params.densities, **dict.fromkeys(map(grain_of, params.grains), params.grain_densities)}
     cuts = [cut for grain, densities in tried.items() for cut in cuts_of(grain, densities)]
     left_dense = whole_blocks(blocks, cuts, params.unit_multiple)
-    if len(left_dense) == len(blocks):
-        raise ValueError(f"mask_search.densities: {list(params.densities)} take no unit of any block; the highest that does is "
-                         f"{highest_density(blocks.values(), params.unit_multiple)}")
+    check_densities(blocks.values(), params)
     errors = measure(cuts)
+    if len(left_dense) == len(blocks):
+        print(f"mask_search: no block has units that can go, {params.unit_multiple} at a time (unit_multiple), so there are no "
+              f"plans of them and no student; the run goes on with {BASELINE}", flush=True)
+        return Search(plans={}, cost_model=models[params.goal.target], budget=0.0, errors=errors, blocks=blocks,
+                      left_dense=left_dense)
     model = deciding_model(cuts, errors, models, params)
     options = priced(cuts, errors, model)
     budget = budget_of(options, model, params)
     plans = make_plans(options, lambda grain, density: priced(cuts_of(grain, [density]), errors, model), budget,
                        params.min_gain * model.whole)
     return Search(plans=plans, cost_model=model, budget=budget, errors=errors, blocks=blocks, left_dense=left_dense)
+
+
+def check_densities(blocks: Iterable[HiddenUnits], params: Params) -> None:
+    """Raises ValueError where units could go, but not at these densities."""
+    blocks = list(blocks)
+    highest = highest_density(blocks, params.unit_multiple)
+    kept = [kept_count(units, density, params.unit_multiple) / units.count for units in blocks for density in params.densities]
+    if highest and min(kept) == 1:
+        raise ValueError(f"mask_search.densities: {list(params.densities)} take no unit of any block; the highest that does is "
+                         f"{highest}")
 
 
 def highest_density(blocks: Iterable[HiddenUnits], multiple: int) -> float:

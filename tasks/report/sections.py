@@ -150,6 +150,8 @@ def plans_text(choice: Mapping) -> str:
     """The mask search's plans beside their uniform opponents, all within one budget; untrained."""
     names = {"unit": "units block by block", "unit_uniform": "one density of units for all blocks",
              "mixed": "every layer its own grain", "uniform": "the best grain at one density"}
+    if not choice["plans"]:
+        return "No block has units that can go, so there are no plans of them."
     said = [f"{names[name]} {plan['error']['measured']:.3f} at {plan['cost']:.2f} of the cost"
             for name, plan in choice["plans"].items()]
     return f"One-shot error of plans that save the same ({choice['budget']['counted']}): {'; '.join(said)}."

@@ -119,3 +119,14 @@ def test_params_name_key_value_and_bound():
         replace(PARAMS, holdout=0)
     with pytest.raises(ValueError, match=r"distill.method: 'dense' is not one of fixed, ste, sr_ste, progressive"):
         replace(PARAMS, method="dense")
+
+
+def test_without_units_that_can_go_there_is_one_student(tmp_path, monkeypatch):
+    """mask_search found masks of 2:4 alone, and has said so."""
+    monkeypatch.chdir(tmp_path)
+    inputs = artifacts(tmp_path, tiny("unet"))
+    for name in ("masks", "weights"):
+        path = inputs["mask_search"] / f"{name}.safetensors"
+        save_file({key: tensor for key, tensor in load_file(path).items() if key.startswith("2:4/")}, path)
+    assert set(stage.run(PARAMS, inputs, tmp_path).numbers) == {"2:4"}
+    assert not list(tmp_path.glob("*_unit.safetensors"))

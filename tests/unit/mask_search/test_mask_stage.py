@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.core.artifacts import Inputs
-from tasks.core.denoiser import Denoiser, build, load, save
+from tasks.core.denoiser import Denoiser, build, inspect, load, save
 from tasks.core.params import Goal
 from tasks.mask_search import stage
 from tasks.runtime.masks import hidden_units, shrink_units
@@ -221,3 +221,36 @@ def test_params_name_key_value_and_bound():
 def test_grains_and_densities_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(PARAMS, **changes)
+
+
+def without_units() -> Denoiser:
+    """All channels of a resnet are one group of its norm, so none of them can go."""
+    torch.manual_seed(0)
+    return build("UNet2DModel", {
+        "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8, 16],
+        "norm_num_groups": 1, "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "add_attention": False}, {"num_train_timesteps": 50})
+
+
+def test_a_network_without_removable_units_goes_on_with_two_four(tmp_path, capsys):
+    report = stage.run(PARAMS, artifacts(tmp_path, without_units(), GPU), tmp_path).numbers
+    said = capsys.readouterr().out
+    assert "unit leaves mid_block.resnets.0 dense: no density takes any of 16 units, 16 at a time" in said
+    assert "mask_search: no block has units that can go, 8 at a time (unit_multiple), so there are no plans" in said
+    assert {name.partition("/")[0] for name in load_file(tmp_path / "masks.safetensors")} == {"2:4"}
+    assert report["2:4"]["density"] == 0.5 and "unit" not in report and report["plans"] == {} and report["unit_density"]
+    choice = json.loads((tmp_path / "choice.json").read_text())
+    assert choice["chosen"] == "2:4" and set(choice["predicted"]) == {"2:4"} and choice["budget"]["saved"] == 0
+
+
+def test_the_preflight_knows_shapes(tmp_path):
+    """Of a network whose parameters are on the meta device."""
+    save(tiny("unet"), tmp_path)
+    known = {"pretrain_load": inspect(tmp_path).denoiser}
+    assert stage.preflight(PARAMS, known) is None and stage.preflight(PARAMS, {"pretrain_load": None}) is None
+    with pytest.raises(ValueError, match="mask_search.cover: none of transformer.* matches a layer of the model"):
+        stage.preflight(replace(PARAMS, cover=("transformer*",)), known)
+    with pytest.raises(ValueError, match=r"mask_search.cover: conv_in match no layer whose inputs are a multiple of 4, as 2:4"):
+        stage.preflight(replace(PARAMS, cover=("conv_in",)), known)
+    with pytest.raises(ValueError, match=r"mask_search.densities: \[0.95\] take no unit .* the highest that does is 0.5$"):
+        stage.preflight(replace(PARAMS, densities=(0.95,), unit_share=0.05), known)
