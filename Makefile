@@ -27,6 +27,7 @@ run: $(STAMP) ## bring every stage up to date and show the verdict; SCALE=quick|
 	@$(IN_VENV) python -m flows.compress $(if $(SCALE),--scale $(SCALE)) $(if $(RETIME),--retime)
 
 repro: $(STAMP) ## the same work without Prefect: dvc repro
+	@$(IN_VENV) python -m tasks.core.preflight
 	@$(IN_VENV) dvc repro
 
 test: $(STAMP) ## the fast tests

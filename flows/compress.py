@@ -3,11 +3,17 @@
 `python -m flows.compress` needs no server; with PREFECT_API_URL set it reports to that one. A worker runs the same flow.
 """
 
+import sys
+
+from tasks.core import preflight
+
+if __name__ == "__main__" and (refused := preflight.main(sys.argv[1:])):  # before the imports that take seconds
+    sys.exit(refused)
+
 import argparse
 import fcntl
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +26,6 @@ from prefect.states import Failed, State
 
 from flows import freshness
 from flows.screen import take_over
-from flows.server import start_server
 from flows.stages import SUMMARY, run_stages, say
 from tasks.core import disk, machine
 from tasks.core.artifacts import RUNS
@@ -124,6 +129,7 @@ def run(asked: argparse.Namespace, until: str | None) -> int:
         due = ", ".join(stage for stage in plan.stages if stage in plan.stale)
         print(f"scale {plan.scale}, to run: {due}. Starting Prefect.", flush=True)
         take_over()
+        from flows.server import start_server  # seconds, which a run with nothing to do has no need of
         try:
             start_server()
             state = compress(asked.scale, until, asked.stage_timeout_h, asked.retime, return_state=True)

@@ -54,14 +54,14 @@ class Params:
 
     def __post_init__(self):
         if not self.batches:
-            raise ValueError("batches: [] is empty; at least one batch size is timed")
+            raise ValueError("benchmark.batches: [] is empty; at least one batch size is timed")
         for i, batch in enumerate(self.batches):
-            check_range(f"batches[{i}]", batch, 1, 4096)
+            check_range(f"benchmark.batches[{i}]", batch, 1, 4096)
         for i, name in enumerate(self.memory):
-            check_choice(f"memory[{i}]", name, VARIANTS)
+            check_choice(f"benchmark.memory[{i}]", name, VARIANTS)
         for name, low, high in (("warmup", 0, 100), ("min_repeats", 1, self.max_repeats), ("max_repeats", 1, 10**4),
                                 ("budget_s", 0, 10**6), ("timed_steps", 1, 1000), ("undecided_budget_s", 0, 10**6)):
-            check_range(name, getattr(self, name), low, high)
+            check_range(f"benchmark.{name}", getattr(self, name), low, high)
         check_choice("benchmark.backend", self.backend, BACKENDS)
         if self.batch not in self.batches:
             raise ValueError(f"benchmark.batch: {self.batch} is not one of benchmark.batches: {list(self.batches)}")

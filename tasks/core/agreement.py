@@ -1,6 +1,6 @@
 """What no block of params.yaml can check alone: blocks that must agree, and goals that no setting of them can reach."""
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from tasks.core.params import check_choice, check_keys
@@ -10,15 +10,33 @@ from tasks.core.schedule import Schedule
 # One evaluation against dense at fp32, at best: int8 is at most 16 times as fast (AMX on AVX-512), 3 bits are 9/1024 of the
 # BitOPs and 3/32 of the bytes; 2:4 halves that, units remove `mask_search.unit_share` of it.
 MOST_SPEEDUP, LEAST_BITOPS, LEAST_BYTES = 16, 9 / 1024, 3 / 32
+BACKENDS = ("openvino", "eager")
 NODE = ("cpus", "gpus")  # what a stage may ask of its node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is known of the images before they are read."""
+
+    side: int         # pixels
+    channels: int
+    num_classes: int  # 0: without labels
+    images: int
 
 
 def check(params: dict, stages: tuple[str, ...]) -> None:
     """params: resolved, every block of a stage valid by itself. Raises ValueError with key, value and bound."""
     check_resources(params["resources"], stages)
+    check_backends(params)
     check_batches(params)
     check_noise(params)
     check_goal(params["goal"], params)
+
+
+def check_backends(params: dict) -> None:
+    """Those that profile and benchmark time."""
+    for stage in ("mask_search", "evolve", "report"):
+        check_choice(f"{stage}.backend", params[stage]["backend"], BACKENDS)
 
 
 def check_batches(params: dict) -> None:
@@ -54,12 +72,31 @@ def check_goal(goal: dict, params: dict) -> None:
         raise ValueError(f"goal.min_speedup: {goal['min_speedup']} is above {most:.0f}, which {by}")
     if goal["target"] == "bitops" and goal["max_bitops"] < (least := share * LEAST_BITOPS):
         raise ValueError(f"goal.max_bitops: {goal['max_bitops']} is below {least:.2g}, which {by}")
-    source = params["pretrain_load"]
-    if goal["target"] == "size" and source["source"] == "folder":
-        dense = sum(p.stat().st_size for p in Path(source["path"]).glob("*/*.safetensors"))
-        if goal["max_size"] < (least := int(dense * LEAST_BYTES * kept)):
-            raise ValueError(f"goal.max_size: {goal['max_size']} is below {least} bytes, which nothing reaches with a "
-                             f"teacher of {dense} bytes at 3 bits and mask_search.unit_share as it is")
+
+
+def check_known(params: dict, known: dict) -> None:
+    """known: stage -> what its preflight returned; a teacher (a Denoiser) that is still to be fetched is None."""
+    teacher = known["pretrain_load"]
+    if teacher is not None:
+        check_size(params, sum(p.numel() for p in teacher.model.parameters()))
+        check_samples(params["fid"], teacher.num_classes)
+        check_steps(params, teacher.schedule)
+
+
+def check_size(params: dict, parameters: int) -> None:
+    """parameters: of the teacher, whose layers take LEAST_BYTES of fp32 at 3 bits."""
+    goal, dense = params["goal"], 4 * parameters
+    if goal["target"] == "size" and goal["max_size"] < (least := int(dense * LEAST_BYTES * least_kept(params))):
+        raise ValueError(f"goal.max_size: {goal['max_size']} is below {least} bytes, which nothing reaches with a teacher of "
+                         f"{dense} bytes at 3 bits and mask_search.unit_share as it is")
+
+
+def check_samples(fid: dict, num_classes: int) -> None:
+    """The KID compares pairs of one class, and label i is i mod classes."""
+    for key, samples in (("fid.samples", fid["samples"]), ("fid.dull.rounds", fid["dull"]["rounds"][0])):
+        if samples < 2 * num_classes:
+            raise ValueError(f"{key}: {samples} is below {2 * num_classes}, two samples of each of the teacher's {num_classes} "
+                             "classes")
 
 
 def least_kept(params: dict) -> float:

@@ -157,16 +157,31 @@ def stage_name(stage: Any) -> str:
     return stage.__name__.split(".")[1]
 
 
+def look_ahead(stages: dict[str, Any], blocks: dict[str, Any]) -> dict[str, Any]:
+    """What each stage can say of its result before anything runs: from names and headers of files, never from their contents.
+
+    A stage module may have `preflight(params, known)`; known: what those of the stages before it returned. Raises ValueError
+    where a stage could not work.
+    """
+    known: dict[str, Any] = {}
+    for name, stage in stages.items():
+        if hasattr(stage, "preflight"):
+            known[name] = stage.preflight(blocks[name], known)
+    return known
+
+
 def validate_all(path: Path = PARAMS_FILE, scale: str | None = None) -> dict:
-    """The preflight: every block of every stage, before anything starts or is deleted. -> the resolved file."""
+    """The preflight: every block of every stage, and all that files' names and headers say, before anything starts or is
+    deleted. -> the resolved file."""
     params = read_params(path, scale)
     from tasks.core import agreement, cluster
     try:
         construct(Goal, params["goal"], "goal")
         construct(cluster.ClusterParams, params["cluster"], "cluster")
-        for name in STAGES:
-            stage_params(importlib.import_module(f"tasks.{name}.stage"), params, path)
+        stages = {name: importlib.import_module(f"tasks.{name}.stage") for name in STAGES}
+        blocks = {name: stage_params(stage, params, path) for name, stage in stages.items()}
         agreement.check(params, STAGES)
+        agreement.check_known(params, look_ahead(stages, blocks))
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None

@@ -25,7 +25,7 @@ from tasks.core.artifacts import (
     write_json,
     write_manifest,
 )
-from tasks.core.params import read_params, stage_name, stage_params
+from tasks.core.params import STAGES, read_params, stage_name, stage_params, validate_all
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1",
          "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -49,7 +49,7 @@ def complaint(error: Exception, target: Path) -> str:
 
 def execute(stage: ModuleType) -> None:
     name, started = stage_name(stage), time.time()
-    raw = read_params()
+    raw = validate_all() if name == STAGES[0] else read_params()  # no later stage is to find what this one could have known
     steady.check_nothing_was_left_behind(raw)
     before = steady.noted(name, raw)
     params = stage_params(stage, raw)

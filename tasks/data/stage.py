@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from tasks.core.agreement import Data
 from tasks.core.artifacts import Inputs, Report, hash_file, write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import check_choice, check_range
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
 from tasks.data.features import NETS, FeatureNet, Inception, quarter_turns, save_feature_net, train_feature_net
 from tasks.data.images import load_images, split
+from tasks.data.preflight import expected
 
 INPUTS = ()
 REAL = 1000  # images of the train split whose distance to the holdout is reported as what real images score
@@ -48,6 +50,11 @@ class Params:
             raise ValueError(f"data.path: {self.path} is not a folder, which source 'folder' needs")
         if self.inception is not None and not Path(self.inception).is_file():
             raise ValueError(f"data.inception: {self.inception} is not a file")
+
+
+def preflight(params: Params, known: dict) -> Data:
+    """known: what the preflights of the stages before this one returned."""
+    return expected(params.source, params.path, params.side, params.channels, params.holdout, params.seed)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:

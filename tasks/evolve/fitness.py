@@ -63,7 +63,7 @@ class Protocol:
     def __post_init__(self):
         for name, low, high in (("images", 1, 100_000), ("chunk", 1, 4096), ("calibration_steps", 1, 1000),
                                 ("calibration_images", 1, 100_000), ("prefix_mb", 0, 1_000_000)):
-            check_range(f"protocol.{name}", getattr(self, name), low, high)
+            check_range(f"evolve.protocol.{name}", getattr(self, name), low, high)
 
 
 def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol,

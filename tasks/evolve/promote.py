@@ -24,8 +24,8 @@ class Promotion:
     z: float      # standard errors that count as more than chance; larger promotes more
 
     def __post_init__(self):
-        check_range("images", self.images, 0, 100_000)
-        check_range("z", self.z, 0, 100)
+        check_range("evolve.promotion.images", self.images, 0, 100_000)
+        check_range("evolve.promotion.z", self.z, 0, 100)
 
 
 @dataclass(frozen=True)

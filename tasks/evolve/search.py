@@ -57,13 +57,13 @@ class Strategy:
     offspring: int = 1    # made for each one that is asked: the one that the surrogate expects most of
 
     def __post_init__(self):
-        check_choice("kind", self.kind, KINDS)
-        check_range("population", self.population, 2, 10_000)
-        check_range("top", self.top, 1, self.population)
+        check_choice("evolve.strategy.kind", self.kind, KINDS)
+        check_range("evolve.strategy.population", self.population, 2, 10_000)
+        check_range("evolve.strategy.top", self.top, 1, self.population)
         for name in ("random", "crossover", "mutation"):
-            check_range(name, getattr(self, name), 0, 1)
-        check_range("random + crossover", self.random + self.crossover, 0, 1)
-        check_range("offspring", self.offspring, 1, 1000)
+            check_range(f"evolve.strategy.{name}", getattr(self, name), 0, 1)
+        check_range("evolve.strategy.random + crossover", self.random + self.crossover, 0, 1)
+        check_range("evolve.strategy.offspring", self.offspring, 1, 1000)
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,15 @@ class Params:
     strategy: Strategy
 
     def __post_init__(self):
-        check_choice("grouping", self.grouping, (*GROUPINGS, "free"))
+        check_choice("evolve.grouping", self.grouping, (*GROUPINGS, "free"))
         for solver in self.solvers:
-            check_choice("solvers", solver, SOLVERS)
+            check_choice("evolve.solvers", solver, SOLVERS)
         if len(self.steps) != 2 or not 2 <= self.steps[0] <= self.steps[1] <= 1000:
-            raise ValueError(f"steps: {list(self.steps)} is not [fewest, most] with 2 <= fewest <= most <= 1000")
+            raise ValueError(f"evolve.steps: {list(self.steps)} is not [fewest, most] with 2 <= fewest <= most <= 1000")
         if not self.cache_budgets or list(self.cache_budgets) != sorted(set(self.cache_budgets)):
-            raise ValueError(f"cache_budgets: {list(self.cache_budgets)} is not a rising list")
+            raise ValueError(f"evolve.cache_budgets: {list(self.cache_budgets)} is not a rising list")
         if not self.cache_masks:
-            raise ValueError("cache_masks: [] is empty; a plan needs a limit, 1 .. 8")
+            raise ValueError("evolve.cache_masks: [] is empty; a plan needs a limit, 1 .. 8")
         for name, value, low, high in (("evaluations", self.evaluations, 1, 10**6), ("lookahead", self.lookahead, 1, 10_000),
                                        ("single_evaluations", self.single_evaluations, 1, 10**6),
                                        ("cache_budgets", self.cache_budgets[0], 0, 0.95),
@@ -83,11 +83,11 @@ class Params:
                                        ("rounding_steps", self.rounding_steps, 0, 100_000), ("batch", self.batch, 1, 4096),
                                        ("timeout_s", self.timeout_s, 1, 10**6),
                                        ("distance_per_loss", self.distance_per_loss, 0, 10**6)):
-            check_range(name, value, low, high)
+            check_range(f"evolve.{name}", value, low, high)
         images, few = self.protocol.images, self.promotion.images
         if few and (few == 1 or few >= images or few % self.protocol.chunk):
-            raise ValueError(f"promotion.images: {few} is neither 0 nor a multiple of protocol.chunk, {self.protocol.chunk}, "
-                             f"from 2 to below protocol.images, {images}")
+            raise ValueError(f"evolve.promotion.images: {few} is neither 0 nor a multiple of protocol.chunk, "
+                             f"{self.protocol.chunk}, from 2 to below protocol.images, {images}")
 
     @property
     def tolerated(self) -> float:

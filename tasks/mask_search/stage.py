@@ -133,6 +133,7 @@ def preflight(params: Params, known: dict) -> None:
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher = denoisers.load(inputs["pretrain_load"] / "teacher")
+    check_memory(teacher, params)
     with tempfile.TemporaryDirectory(prefix=".grams.", dir=out) as waiting:
         return searched(teacher, params, inputs, out, Path(waiting))
 

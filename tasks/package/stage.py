@@ -42,8 +42,8 @@ class Params:
     seed: int                # of the noise that those trajectories start from
 
     def __post_init__(self):
-        check_range("dense_steps", self.dense_steps, 1, 1000)
-        check_range("calibration_states", self.calibration_states, 128, 10**6)
+        check_range("package.dense_steps", self.dense_steps, 1, 1000)
+        check_range("package.calibration_states", self.calibration_states, 128, 10**6)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:

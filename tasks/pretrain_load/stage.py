@@ -15,14 +15,17 @@ import numpy as np
 import torch
 
 from tasks.core import denoiser as denoisers
+from tasks.core.agreement import Data
 from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.denoiser import Denoiser
+from tasks.core.model_folder import CONFIG, INDEX
 from tasks.core.params import check_choice, check_range
 from tasks.core.progress import track
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
 from tasks.core.sampler import dense_recipe, labels_for, sample_in_chunks
 from tasks.data.features import load_feature_net, load_labels
 from tasks.pretrain_load import architectures
+from tasks.pretrain_load.preflight import architecture, fitted, inspected, planned
 from tasks.pretrain_load.train import train, zero_init
 
 INPUTS = ("data",)
@@ -70,10 +73,10 @@ class Params:
         check_choice("pretrain_load.source", self.source, ("folder", "hub", "train"))
         check_range("pretrain_load.bank", self.bank, 1, 10**6)
         check_range("pretrain_load.bank_steps", self.bank_steps, 1, 1000)
-        if self.source == "folder" and not Path(self.path, "model_index.json").exists():
+        if self.source == "folder" and not any(Path(self.path, name).exists() for name in (INDEX, CONFIG)):
             shipped = ", ".join(sorted(str(p.parent) for p in TEACHERS.glob("*/model_index.json")))
-            raise ValueError(f"pretrain_load.path: {self.path} holds no model_index.json; expected a diffusers folder, such as "
-                             f"{shipped}")
+            raise ValueError(f"pretrain_load.path: {self.path} holds no {INDEX}, nor {CONFIG}; expected a diffusers folder, "
+                             f"such as {shipped}")
         if self.source == "hub" and not (self.repo_id and self.revision):
             raise ValueError(f"pretrain_load.revision: {self.revision}; source hub needs repo_id and revision: models must not "
                              "change unseen")
@@ -84,10 +87,19 @@ class Params:
             raise ValueError(f"pretrain_load.repo_id: {self.repo_id!r} is not owner/name")
 
 
+def preflight(params: Params, known: dict) -> Denoiser | None:
+    """The teacher without its weights; None where it is still to be fetched."""
+    if params.source == "train":
+        return planned(asdict(params.train), known["data"])
+    folder = params.path if params.source == "folder" else fetched(params, offline=True)
+    if folder is None:
+        return None
+    return fitted(inspected(folder, known["data"]).denoiser, known["data"].num_classes)
+
+
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     """`source` decides where the teacher comes from; what follows is the same for all."""
     teacher, curve = obtain(params, inputs)
-    check_data(teacher, read_json(inputs["data"] / "data.json"))
     denoisers.save(teacher, out / "teacher")
     if curve:
         with open(out / "curve.csv", "w", newline="") as file:
@@ -104,12 +116,24 @@ def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, fl
     """-> the teacher and, when it was trained here, its curve of (step, loss)."""
     if params.source == "train":
         return train_from_scratch(params, inputs)
-    if params.source == "hub":
-        from huggingface_hub import snapshot_download
-        folder = snapshot_download(params.repo_id, revision=params.revision, allow_patterns=["*.json", "*.safetensors"])
-    else:
-        folder = params.path
-    return denoisers.load(folder), []
+    data = read_json(inputs["data"] / "data.json")
+    folder = params.path if params.source == "folder" else fetched(params)
+    found = inspected(folder, Data(side=data["size"], channels=data["channels"], num_classes=data["num_classes"],
+                                   images=data["train"] + data["holdout"]))
+    return fitted(denoisers.read_weights(found), data["num_classes"]), []
+
+
+def fetched(params: Params, offline: bool = False) -> str | None:
+    """The hub's snapshot. offline: the one that lies in the cache, None if there is none. Raises ValueError with the key."""
+    from huggingface_hub import snapshot_download
+    try:
+        return snapshot_download(params.repo_id, revision=params.revision, allow_patterns=["*.json", "*.safetensors"],
+                                 local_files_only=offline)
+    except OSError as error:  # of the network, of the hub, of a repository or a revision that is not there
+        if offline:
+            return None
+        raise ValueError(f"pretrain_load.repo_id: {params.repo_id} at {params.revision} cannot be fetched: "
+                         f"{' '.join(str(error).split())}") from error
 
 
 def train_from_scratch(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:
@@ -128,21 +152,10 @@ def train_from_scratch(params: Params, inputs: Inputs) -> tuple[Denoiser, list[t
 
 def build(shape: dict, size: int, channels: int, num_classes: int) -> Denoiser:
     """A randomly initialised reference architecture; `shape` is TrainParams' first five fields."""
-    if shape["architecture"] == "dit":
-        config = architectures.dit(size, channels, num_classes, **{k: shape[k] for k in ("width", "depth", "heads", "patch")})
-        denoiser = denoisers.build("DiTTransformer2DModel", config, architectures.SCHEDULE)
+    denoiser = denoisers.build(*architecture(shape, size, channels, num_classes), architectures.SCHEDULE)
+    if denoiser.architecture == "dit":
         zero_init(denoiser.model)
-        return denoiser
-    return denoisers.build("UNet2DModel", architectures.unet(size, channels, width=shape["width"]), architectures.SCHEDULE)
-
-
-def check_data(teacher: Denoiser, data: dict) -> None:
-    """The teacher's images and classes are the data's."""
-    wanted = (data["channels"], data["size"], data["size"])
-    if teacher.sample_shape != wanted:
-        raise ValueError(f"pretrain_load: the teacher makes images of {teacher.sample_shape}, the data is {wanted}")
-    if teacher.num_classes not in (0, data["num_classes"]):
-        raise ValueError(f"pretrain_load: the teacher knows {teacher.num_classes} classes, the data has {data['num_classes']}")
+    return denoiser
 
 
 def sample_bank(teacher: Denoiser, params: Params, inputs: Inputs) -> np.ndarray:

@@ -32,9 +32,9 @@ class Params:
     columns: int   # of them side by side
 
     def __post_init__(self):
-        check_choice("backend", self.backend, ("openvino", "eager"))
+        check_choice("report.backend", self.backend, ("openvino", "eager"))
         for name, low, high in (("batch", 1, 4096), ("columns", 1, 40), ("images", self.columns, 40)):
-            check_range(name, getattr(self, name), low, high)
+            check_range(f"report.{name}", getattr(self, name), low, high)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
