@@ -119,7 +119,7 @@ BAD = {
     "holdout": (params(("holdout", "4995")), "data.holdout: 4995 is not between 10 and 4990 (5000 images, 10 classes)"),
     "too few images": (images(6, 6, holdout=11), "data.holdout: 11 is not between 2 and 10 (12 images, 2 classes)"),
     "a small class": (images(2, 40), "data.holdout: 10 of 42 images leaves"),
-    "one picture": (images(1, 40), "1 image"),
+    "one picture": (images(1, 40), "data.path: class a holds one picture"),
     "no picture": (images(3, 3, suffix="heic"), "holds no image"),
     "samples": (params(("samples", "15"), ("pairs", "5")), "fid.samples: 15 is below 20, two samples of each"),
     "size": (params(("target", "size"), ("max_size", "1000")), "goal.max_size: 1000 is below"),
