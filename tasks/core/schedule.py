@@ -39,6 +39,7 @@ class Schedule:
     alphas_cumprod: Tensor  # (T,) fp32
     prediction_type: str    # epsilon | v_prediction | sample
     config: dict            # of a diffusers DDIMScheduler; of the teacher's own, as read, if it is one
+    origin: str = "DDIMScheduler"  # the class that the config was read of
 
     @classmethod
     def from_config(cls, config: Mapping, where: str | Path = "scheduler_config.json") -> "Schedule":
@@ -51,7 +52,7 @@ class Schedule:
         bars = DDIMScheduler.from_config(found).alphas_cumprod.float()
         kind = found.get("prediction_type", "epsilon")
         check_noise(bars, kind, found, str(where))
-        return cls(alphas_cumprod=bars, prediction_type=kind, config=found)
+        return cls(alphas_cumprod=bars, prediction_type=kind, config=found, origin=config.get("_class_name", "DDIMScheduler"))
 
     @classmethod
     def read(cls, path: Path, config: Mapping, named: str | None) -> "Schedule":
@@ -69,6 +70,15 @@ class Schedule:
     @property
     def steps(self) -> int:
         return len(self.alphas_cumprod)
+
+    @property
+    def dense_sampling(self) -> str:
+        """How the dense teacher samples, in words."""
+        options = parameters_of("DDIMScheduler") | self.config
+        clipped = f"clipped to {options['clip_sample_range']:g}" if options["clip_sample"] else "not clipped"
+        kept = "thresholded" if options["thresholding"] else clipped
+        other = "" if self.origin == "DDIMScheduler" else f", in place of {self.origin}"
+        return f"DDIM (eta 0), spacing {options['timestep_spacing']}, x0 {kept}{other}"
 
     def equals(self, other: "Schedule") -> bool:
         """Whether both sample alike: an option that one of the configs leaves out has DDIM's default."""

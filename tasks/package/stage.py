@@ -37,7 +37,7 @@ INPUTS = ("data", "pretrain_load", "mask_search", "distill", "cache_learn", "evo
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    dense_steps: int         # NFE of the dense variant, DDIM on a uniform list
+    dense_steps: int         # NFE of the dense variant, DDIM as the teacher's own scheduler has it
     calibration_states: int  # states of a recipe's own trajectories that its activation ranges come from
     seed: int                # of the noise that those trajectories start from
 

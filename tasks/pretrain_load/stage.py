@@ -1,8 +1,8 @@
 """The dense teacher: from a diffusers folder (the shipped ones are such), from the hub, or trained here from scratch.
 
 Reads: data (train split, report net, reference statistics).
-Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples: DDIM, uniform list), curve.csv
-when it was trained; report: class accuracy, FID of the bank and of as many real images, parameters.
+Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples, as its own DDIMPipeline makes them),
+curve.csv when it was trained; report: how it samples, class accuracy, FID of the bank and of as many real images, parameters.
 Left out: latent models' VAE and text encoders; weights that are not safetensors.
 """
 
@@ -100,6 +100,7 @@ def preflight(params: Params, known: dict) -> Denoiser | None:
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     """`source` decides where the teacher comes from; what follows is the same for all."""
     teacher, curve = obtain(params, inputs)
+    print(f"pretrain_load: dense samples by {teacher.schedule.dense_sampling}", flush=True)
     denoisers.save(teacher, out / "teacher")
     if curve:
         with open(out / "curve.csv", "w", newline="") as file:
@@ -109,7 +110,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     labels = labels_for(range(len(bank)), teacher.num_classes)
     if labels is not None:
         np.save(out / "bank_labels.npy", labels.numpy())
-    return Report({"parameters": sum(p.numel() for p in teacher.model.parameters()), **judge(bank, labels, inputs["data"])})
+    size = sum(p.numel() for p in teacher.model.parameters())
+    return Report({"parameters": size, "sampling": teacher.schedule.dense_sampling, **judge(bank, labels, inputs["data"])})
 
 
 def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:

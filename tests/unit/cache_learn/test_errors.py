@@ -153,7 +153,7 @@ def test_step_weights_are_the_solvers_derivative():
     np.testing.assert_allclose(weights[:3], np.sin(0.1 * np.pi / 2) ** 2, rtol=0.02)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm2m"])
+@pytest.mark.parametrize("solver", ["ddim", "dpm2m", "ddim_diffusers"])
 def test_step_weights_by_finite_differences(solver):
     """A network that sees nothing of x: the image moves by what one prediction moves it. What a state's error grows to follows
     from the steps' factors; of steps whose x0 the next one uses too (dpm2m) it is known from the last but one on."""

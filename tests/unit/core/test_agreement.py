@@ -1,12 +1,16 @@
 """What only the whole params.yaml can be wrong about, through the preflight: one line, and the key is named."""
 
+import json
 import re
+import shutil
 
 import pytest
 
 from flows import compress
-from tasks.core.params import validate_all
-from tests.contract.reading import committed
+from tasks.core import agreement
+from tasks.core.params import read_params, validate_all
+from tasks.core.schedule import Schedule
+from tests.contract.reading import ROOT, committed
 
 GOOD = committed("params.yaml")
 
@@ -67,6 +71,58 @@ def test_a_block_that_is_none_and_a_file_that_is_no_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="params.yaml: not a text file in UTF-8"):
         validate_all(path)
+
+
+@pytest.mark.parametrize("total, stage, key, value, message", [
+    (60, None, None, None, "package.dense_steps: 50 is above 30, half of the teacher's num_train_timesteps"),
+    (99, None, None, None, "package.dense_steps: 50 is above 49, half"),
+    (40, None, None, None, "evolve.dense_steps: 50 is above 40, the teacher's num_train_timesteps"),
+    (1000, "package", "dense_steps", 501, "package.dense_steps: 501 is above 500, half"),
+    (200, "pretrain_load", "bank_steps", 201, "pretrain_load.bank_steps: 201 is above 200"),
+    (200, "mask_search", "steps", 201, "mask_search.steps: 201 is above 200"),
+    (200, "cache_learn", "base_steps", 201, "cache_learn.base_steps: 201 is above 200"),
+    (200, "cache_learn", "grid", 201, "cache_learn.grid: 201 is above 200"),
+    (200, "evolve", "steps", [4, 201], "evolve.steps: 201 is above 200"),
+    (200, "evolve", "protocol", {"calibration_steps": 201}, "evolve.protocol.calibration_steps: 201 is above 200"),
+    (200, "fid", "dull", {"steps": [12, 201]}, "fid.dull.steps: 201 is above 200"),
+])
+def test_no_list_has_more_steps_than_the_teacher_has_timesteps(total, stage, key, value, message):
+    params = read_params()
+    if stage:
+        params[stage][key] = value
+    with pytest.raises(ValueError, match=message):
+        agreement.check_steps(params, Schedule.from_config({"num_train_timesteps": total}))
+
+
+def test_a_short_schedule_is_enough_where_no_list_asks_for_more():
+    params = read_params()
+    params["package"]["dense_steps"], params["evolve"]["dense_steps"] = 25, 25
+    agreement.check_steps(params, Schedule.from_config({"num_train_timesteps": 50}))
+    agreement.check_steps(read_params(), Schedule.from_config({"num_train_timesteps": 100}))
+
+
+def test_an_offset_beyond_the_last_timestep_is_told_with_the_key_that_asks_for_it():
+    """100 steps of 1000 // 100 from 15 on: 1005. At 50 there is room, at twice that there is not."""
+    with pytest.raises(ValueError, match="package.dense_steps: 50: scheduler_config.json: steps_offset: 15 puts the first of"):
+        agreement.check_steps(read_params(), Schedule.from_config({"steps_offset": 15}))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name: 'FlowMatchEulerDiscreteScheduler' is not a scheduler"),
+    ({"num_train_timesteps": 60}, "package.dense_steps: 50 is above 30"),
+    ({"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr: True leaves no signal"),
+])
+def test_the_preflight_reads_the_teachers_scheduler(tmp_path, change, message):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(ROOT / "tasks/pretrain_load/teachers/mnist_dit", teacher)
+    index, own = teacher / "model_index.json", teacher / "scheduler/scheduler_config.json"
+    index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "scheduler"}))
+    own.write_text(json.dumps(json.loads(own.read_text()) | change))
+    path = tmp_path / "params.yaml"
+    path.write_text(GOOD.replace("path: tasks/pretrain_load/teachers/mnist_dit", f"path: {teacher}"))
+    with pytest.raises(ValueError, match=message) as failure:
+        validate_all(path)
+    assert "\n" not in str(failure.value)
 
 
 def test_the_preflight_refuses_a_disk_without_room(monkeypatch):
