@@ -6,13 +6,15 @@ Nothing is started and nothing is changed. A line begins with `ok`, `note` (work
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.core import machine
-from tasks.core.params import validate_all
+from tasks.core.params import PARAMS_FILE, read_yaml, validate_all
 
 Finding = tuple[str, str]  # ok | note | WRONG, what was found
 TEACHERS = Path("tasks/pretrain_load/teachers")
@@ -77,6 +79,24 @@ def params() -> Iterator[Finding]:
         yield "ok", f"params.yaml, scale {validate_all()['scale']}"
     except ValueError as error:
         yield "WRONG", str(error)
+    else:
+        yield from experiments()
+
+
+def experiments() -> Iterator[Finding]:
+    """DVC drops quotes as it rewrites params.yaml, and cannot read back `{address: host:port}`."""
+    if importlib.util.find_spec("dvc") is None:
+        return  # said above
+    from dvc.utils.hydra import apply_overrides
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(PARAMS_FILE, folder))
+        apply_overrides(str(copy), [f"scale={read_yaml(copy)['scale']}"])
+        try:
+            read_yaml(copy)
+        except ValueError as error:
+            place = re.search(r"line (\d+)", str(error))
+            line = copy.read_text().splitlines()[int(place[1]) - 1].strip() if place else "it"
+            yield "note", f"params.yaml: `dvc exp run -S` would fail on `{line}`: write such a block or list one entry a line"
 
 
 def server() -> Iterator[Finding]:

@@ -126,6 +126,19 @@ def test_no_string_of_params_needs_quotes_that_dvc_drops():
     strings = [v for value in LEAVES.values() for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
     assert strings and not [s for s in strings if yaml.safe_load(f"[{s}]") != [s] and not s.startswith("*")]
 
+@pytest.mark.parametrize("line, named", [
+    ('cluster: {address: "10.0.0.1:6379", workers: 2}', "cluster: {address: 10.0.0.1:6379, workers: 2}"),
+    ('grains: {quick: ["2:4"]}', "grains: {quick: [2:4]}"),
+    ('grains: ["2:4"]', None), ("cluster:\n  address: '10.0.0.1:6379'", None)])  # which it writes one entry a line
+def test_doctor_says_what_dvc_could_not_read_back(tmp_path, monkeypatch, line, named):
+    from flows import doctor
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(f"scale: quick\n{line}\n")
+    found = list(doctor.experiments())
+    assert [verdict for verdict, _ in found] == (["note"] if named else [])
+    assert named is None or f"would fail on `{named}`" in found[0][1]
+
+
 def test_no_dependency_is_ignored_by_git():
     """A second clone, `dvc exp run --temp` and `--queue` have only what git tracks and what DVC makes."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
