@@ -64,8 +64,8 @@ def bring_up_to_date(scale: str | None, until: str | None, stage_timeout_h: floa
         return state
     if again := freshness.to_run(plan.stages):
         names = ", ".join(stage for stage in plan.stages if stage in again)
-        return Failed(message=f"{PARAMS_FILE} or code changed while this ran: {names} would run anew, so the results do not "
-                              f"belong together; run again")
+        return Failed(message=f"{PARAMS_FILE}, data or code changed while this ran: {names} would run anew, so the results do "
+                              f"not belong together; run again")
     if other := machine.elsewhere(plan.stages):
         say(other)
     return state

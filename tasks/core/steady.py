@@ -38,7 +38,7 @@ def files(deps: list[str], params: dict) -> dict[str, str]:
     """Fingerprints: of an upstream result its manifest, of code its content, of the user's own folders, which may be large,
     sizes and times."""
     ignored = patterns()
-    own = [TEMPLATE.sub(lambda found: params[found[1]][found[2]], dep) for dep in deps if TEMPLATE.search(dep)]
+    own = [TEMPLATE.sub(lambda found: str((params[found[1]] or {}).get(found[2])), dep) for dep in deps if TEMPLATE.search(dep)]
     found = {str(path): stamp(path) for dep in own for path in files_of(Path(dep), ignored)}
     for dep in map(Path, (dep for dep in deps if not TEMPLATE.search(dep))):
         known = [dep / MANIFEST] if dep.parent == ARTIFACTS else files_of(dep, ignored)

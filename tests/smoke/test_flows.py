@@ -188,6 +188,16 @@ def test_timing_anew_runs_what_is_fresh_and_all_that_reads_it(toy, tmp_path, mon
     assert stages.run_stage.fn("two", 60.0, force=True).name == "Completed"  # neither fresh nor from the run cache
 
 
+def test_what_changed_behind_a_runs_back_is_told_at_its_end(toy, tmp_path, monkeypatch):
+    """Stage two is done when its code changes: what came after it was not made from what it would make now."""
+    assert all(run(stage).is_completed() for stage in ("one", "two", "three"))
+    monkeypatch.setattr(compress, "validate_all", lambda: {"scale": "quick", "cluster": CLUSTER})
+    monkeypatch.setattr(freshness, "check_paths", lambda params: None)
+    monkeypatch.setattr(compress, "run_stages", lambda *_: (tmp_path / "two.py").write_text("#") and Completed())
+    state = compress.bring_up_to_date(None, None, 1.0)
+    assert state.is_failed() and "changed while this ran: two, three would run anew" in state.message
+
+
 def test_an_unknown_last_stage_is_named(toy):
     with pytest.raises(ValueError, match="until: 'four' is not one of one, two, three"):
         freshness.dag("four")
