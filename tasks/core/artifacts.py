@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.core import disk
 from tasks.core.checkpoint import Checkpoint
+from tasks.runtime.checks import check_manifest, check_place, read_json
 
 ARTIFACTS, REPORTS, RUNS = Path("artifacts"), Path("reports"), Path("runs")
 MANIFEST = "manifest.json"
@@ -35,18 +36,6 @@ class Inputs:
 
     def checkpoint(self, name: str, every_s: float = 30.0) -> Checkpoint:
         return Checkpoint(RUNS / "checkpoints" / name, self.key, every_s)
-
-
-def read_json(path: str | Path) -> Any:
-    """Raises ValueError naming the file and the place where it stops being JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: not found") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -80,14 +69,12 @@ def validate(folder: Path) -> Path:
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{folder / MANIFEST}: not found; run `dvc repro {folder.name}` or `dvc checkout` first")
     manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(f, dict) and {"bytes", "blake2b"} <= f.keys() for f in files.values()):
-        raise ValueError(f"{folder / MANIFEST}: is not a manifest: no `files` with bytes and blake2b of each")
+    files = check_manifest(folder / MANIFEST, manifest.get("files") if isinstance(manifest, dict) else None)
     extra = {p.relative_to(folder).as_posix() for p in payload(folder)} - files.keys()
     if extra:
         raise ValueError(f"{folder}: {', '.join(sorted(extra)[:3])} is not in the manifest")
     for name, wanted in files.items():
-        path = folder / name
+        path = check_place(folder, name)
         if not path.exists():
             raise ValueError(f"{path}: missing; the manifest names it with {wanted['bytes']} bytes")
         if path.stat().st_size != wanted["bytes"]:

@@ -121,7 +121,7 @@ def file_of(folder: Path, part: str, name: str) -> Path:
 
 
 def read_block(path: Path) -> dict:
-    data = read_json(path)
+    data = read_json(path, infinities=True)  # lambda_min_clipped of a DPM-Solver
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds {type(data).__name__}, expected an object with keys")
     return data

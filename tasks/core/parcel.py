@@ -2,13 +2,13 @@
 
 import io
 import os
-import shutil
 import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.core.artifacts import digest, hash_file
+from tasks.runtime.checks import check_name
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,31 @@ class Parcel:
     def unpack(self, folder: Path) -> None:
         """Another process may do the same at this moment: both unpack aside, one wins the rename."""
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent))
-        self.unpack_into(aside)
-        try:
-            aside.rename(folder)
-        except OSError:
-            shutil.rmtree(aside)
-            if not folder.exists():
-                raise
+        if folder.parent.stat().st_uid != os.getuid():
+            raise ValueError(f"{folder.parent}: belongs to user {folder.parent.stat().st_uid}; expected a folder of our own")
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            self.unpack_into(Path(aside) / "whole")
+            try:
+                (Path(aside) / "whole").rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
 
     def unpack_into(self, folder: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(self.data if self.uri is None else read_uri(self.uri))) as tar:
             members = tar.getmembers()
             for member in members:  # Python 3.11.0 to 3.11.3 know no filter="data"
-                if not member.isfile() or Path(member.name).is_absolute() or ".." in Path(member.name).parts:
-                    raise ValueError(f"parcel {self.name}: {member.name} is not a file inside the folder")
+                check_name(f"parcel {self.name}", member.name)
+                if not member.isfile():
+                    raise ValueError(f"parcel {self.name}: {member.name!r} is not a file")
             tar.extractall(folder, members)
+        if content([(member.name, folder / member.name) for member in members]) != self.name:
+            raise ValueError(f"parcel {self.name}: holds something else than what was sent")
 
 
 def pack(root: Path, files: list[Path], max_bytes: int, storage_uri: str | None) -> Parcel:
     """files: of `root`, at any depth. Raises ValueError when they exceed max_bytes and there is no storage_uri."""
-    name = digest([[p.relative_to(root).as_posix(), hash_file(p)] for p in files])
+    name = content([(p.relative_to(root).as_posix(), p) for p in files])
     size = sum(p.stat().st_size for p in files)
     if size <= max_bytes:
         return Parcel(name, data=to_tar(root, files))
@@ -62,6 +66,11 @@ def pack(root: Path, files: list[Path], max_bytes: int, storage_uri: str | None)
     uri = f"{storage_uri.rstrip('/')}/parcels/{name}.tar"
     write_uri(uri, to_tar(root, files))
     return Parcel(name, uri=uri)
+
+
+def content(files: list[tuple[str, Path]]) -> str:
+    """Digest of names and what they hold, in their order."""
+    return digest([[name, hash_file(path)] for name, path in files])
 
 
 def to_tar(root: Path, files: list[Path]) -> bytes:

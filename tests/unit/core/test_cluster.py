@@ -141,6 +141,31 @@ def test_links_travel_as_what_they_point_to_and_nothing_leaves_the_folder(tmp_pa
         Parcel("p", data=buffer.getvalue()).open()
 
 
+@pytest.mark.parametrize("name", ["/evil", "a/../../evil", "C:\\evil", "..\\evil", "a//b"])
+def test_a_member_of_a_parcel_lies_inside_the_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    member, buffer = tarfile.TarInfo("a"), io.BytesIO()
+    member.name = name  # as it is, which tar.add would not leave it
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(member)
+    with pytest.raises(ValueError, match="parcel p: .*evil is not a file inside the folder|a//b is not a file inside"):
+        Parcel("p", data=buffer.getvalue()).open()
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_parcel_with_another_content_than_was_sent_is_refused(tmp_path, monkeypatch):
+    """As a store gives it back that holds a damaged object."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temp"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "temp").mkdir()
+    (tmp_path / "a" / "x").write_text("one")
+    sent = pack(tmp_path / "a", files_of(tmp_path / "a"), 100_000, None)
+    with pytest.raises(ValueError, match=f"parcel {sent.name}: holds something else than what was sent"):
+        replace(sent, data=sent.data.replace(b"one", b"two")).open()
+    assert [p for p in (tmp_path / "temp").rglob("*") if p.is_file()] == []
+    assert (sent.open() / "x").read_text() == "one"
+
+
 def test_shipping_on_this_machine_is_the_folder_itself(tmp_path):
     parcel = Cluster(SERIAL).ship(tmp_path)
     assert isinstance(parcel, Parcel) and parcel.open() == tmp_path.resolve()
