@@ -3,11 +3,11 @@
 import copy
 import functools
 import json
-import operator
 import re
 from dataclasses import dataclass, field
 
 from tasks.runtime.cache import check_forecast
+from tasks.runtime.meaning import check_recipe, check_timesteps
 from tasks.runtime.solver import KNOWN
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
@@ -67,11 +67,9 @@ class Recipe:
     def __post_init__(self):
         if self.solver not in KNOWN:
             raise ValueError(f"recipe: solver {self.solver!r} is not one of {', '.join(KNOWN)}")
-        steps = self.timesteps
-        if not steps or min(steps) < 0 or not all(map(operator.gt, steps, steps[1:])):
-            raise ValueError(f"recipe: timesteps {list(steps)} are not strictly decreasing from T - 1 to 0")
-        if self.cache is not None and len(self.cache.compute) != len(steps):
-            raise ValueError(f"recipe: the cache plan has {len(self.cache.compute)} steps, the timestep list {len(steps)}")
+        check_timesteps(self.timesteps)
+        if self.cache is not None and len(self.cache.compute) != self.nfe:
+            raise ValueError(f"recipe: the cache plan has {len(self.cache.compute)} steps, the timestep list {self.nfe}")
         if not all(map(is_precision, set(self.precision.values()))):
             layer, token = next((layer, token) for layer, token in self.precision.items() if not is_precision(token))
             raise ValueError(f"recipe: precision {token!r} of {layer} is not fp32, bf16 or w3..8a3..8")
@@ -91,8 +89,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: dict) -> "Recipe":
+        """Raises ValueError for an unknown or missing key and for a value that means nothing (`runtime/meaning.py`)."""
         data = json.loads(json.dumps(data))
-        cache = data.pop("cache", None)
+        check_recipe(data, KNOWN)
+        cache = data.pop("cache")
         return cls(**{**data, "timesteps": tuple(data["timesteps"])}, cache=CachePlan.from_json(cache) if cache else None)
 
 

@@ -15,11 +15,13 @@ from tasks.core.artifacts import write_json
 from tasks.core.denoiser import Denoiser
 from tasks.core.recipe import Recipe
 from tasks.runtime import packed
+from tasks.runtime.checks import file_facts
 from tasks.runtime.masks import apply_masks, shrink_units
 from tasks.runtime.precision import Integers, apply_precision, widths
 
 RUNTIME = Path(packed.__file__).parent
-CODE = {"": ("pipeline.py", "solver.py"), "denoiser": ("packed.py", "masks.py", "cache.py", "precision.py")}
+CODE = {"": ("pipeline.py", "solver.py"), "denoiser": ("packed.py", "checks.py", "meaning.py", "masks.py", "cache.py",
+                                                        "precision.py")}
 
 
 def write_package(denoiser: Denoiser, recipe: Recipe, ranges: Mapping[str, object], masks: Mapping[str, Tensor],
@@ -116,5 +118,5 @@ def copy_code(folder: Path) -> None:
 def seal(folder: Path) -> None:
     """Write `package.json`: size and hash of every data file now in the folder. Call it again once files were added."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
-    facts = {path.relative_to(folder).as_posix(): packed.file_facts(path) for path in files if path.name != packed.MANIFEST}
+    facts = {path.relative_to(folder).as_posix(): file_facts(path) for path in files if path.name != packed.MANIFEST}
     write_json(folder / packed.MANIFEST, {"format": packed.FORMAT, "files": facts})

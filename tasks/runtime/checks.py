@@ -27,8 +27,8 @@ def read_json(path: str | Path, infinities: bool = False) -> Any:
     Raises ValueError naming the file and what is wrong with it.
     """
     try:
-        return json.loads(Path(path).read_bytes().decode(), object_pairs_hook=_unique, parse_constant=float if infinities else _refuse,
-                          parse_float=_finite)
+        return json.loads(Path(path).read_bytes().decode(), object_pairs_hook=_unique, parse_float=_finite,
+                          parse_constant=float if infinities else _refuse)
     except FileNotFoundError:
         raise ValueError(f"{path}: not found") from None
     except OSError as error:

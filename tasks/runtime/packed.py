@@ -5,8 +5,8 @@ Ships as `denoiser/packed.py`, which `model_index.json` names. Beside it: `confi
 bit-packed, 2:4 layers are their kept values and a packed mask, shrunk layers have their real small shapes.
 """
 
-import hashlib
-import json
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .cache import apply_cache
+from .cache import apply_cache, check_plan
+from .checks import check_file, check_manifest, read_object
 from .masks import restore_shapes
+from .meaning import check_keys, check_recipe, is_list, short
 from .precision import apply_precision, forget_originals, pack, unpack
 
 FORMAT = 1  # of package.json and packing.json
 WEIGHTS, PACKING, CONFIG = "weights.safetensors", "packing.json", "config.json"
-MANIFEST, RECIPE = "package.json", "recipe.json"
+MANIFEST, RECIPE, SCHEDULER = "package.json", "recipe.json", "scheduler/scheduler_config.json"
+NEEDED = (RECIPE, SCHEDULER, *(f"denoiser/{name}" for name in (WEIGHTS, PACKING, CONFIG)))
+CLASSES = ("DiTTransformer2DModel", "UNet2DModel")
 
 
 class PackedDenoiser(torch.nn.Module):
@@ -32,7 +36,7 @@ class PackedDenoiser(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, recipe: dict):
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.source = model, recipe, Path(RECIPE)
         plan = recipe["cache"]
         self._cache = apply_cache(model, plan["sublayers"], plan["compute"], plan.get("forecast", "none"),
                                   recipe["timesteps"], plan.get("weights")) if plan else None
@@ -45,7 +49,14 @@ class PackedDenoiser(torch.nn.Module):
         """
         if torch_dtype not in (None, torch.float32):
             raise ValueError(f"torch_dtype: {torch_dtype} given, but recipe.json sets the precision of every layer")
-        return cls(*open_model(Path(folder)))
+        denoiser = cls(*open_model(Path(folder)))
+        denoiser.source = Path(folder).parent / RECIPE
+        return denoiser
+
+    def check_recipe(self, solvers: Collection[str], schedule: Mapping) -> None:
+        """Raise ValueError unless the recipe means something for these solvers and this scheduler config."""
+        with blamed_on(self.source):
+            check_recipe(self.recipe, solvers, schedule.get("num_train_timesteps", 1000))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         """x: NCHW; t: (N,) int64; labels: (N,) int64 or None -> NCHW (a learned variance is cut off)."""
@@ -103,21 +114,75 @@ class PackedDenoiser(torch.nn.Module):
 
 
 def open_model(folder: Path) -> tuple[torch.nn.Module, dict]:
-    """The diffusers model of a package's `denoiser/` folder, masks and precision live and the cache not, and its recipe."""
-    verify(folder.parent)
-    recipe, packing = (json.loads(path.read_text()) for path in (folder.parent / RECIPE, folder / PACKING))
-    model = build_model(json.loads((folder / CONFIG).read_text()))
-    restore_shapes(model, packing["kept"])
-    apply_precision(model, recipe["precision"], packing["ranges"])
-    model.load_state_dict(decode(load_file(folder / WEIGHTS), packing["tensors"]))
+    """The diffusers model of a package's `denoiser/` folder, masks and precision live and the cache not, and its recipe.
+
+    Raises ValueError in one line with the file that is damaged, means nothing or does not fit the others.
+    """
+    package = folder.parent
+    verify(package)
+    recipe, schedule, packing, config = (read_object(path) for path in (package / RECIPE, package / SCHEDULER, folder / PACKING,
+                                                                        folder / CONFIG))
+    with blamed_on(package / RECIPE):
+        check_recipe(recipe, total=schedule.get("num_train_timesteps", 1000))
+    with blamed_on(folder / PACKING):
+        check_packing(packing)
+    with blamed_on(folder / CONFIG):
+        model = build_model(config)
+    with blamed_on(package / RECIPE):
+        check_layers(model, recipe)
+    with blamed_on(folder / PACKING):
+        restore_shapes(model, packing["kept"])
+        apply_precision(model, recipe["precision"], packing["ranges"])
+    with blamed_on(folder / WEIGHTS):
+        model.load_state_dict(decode(load_file(folder / WEIGHTS), packing["tensors"]))
     forget_originals(model)
     return model.eval().requires_grad_(False), recipe
+
+
+@contextlib.contextmanager
+def blamed_on(path: Path) -> Iterator[None]:
+    """Whatever a file's content leads to is one line that begins with its name."""
+    try:
+        yield
+    except Exception as error:  # diffusers, torch and safetensors raise a dozen kinds for a value they did not expect
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{path}: {kind}{' '.join(str(error).split())[:300]}") from error
+
+
+def check_packing(packing: dict) -> None:
+    check_keys("packing", packing, ("kept", "ranges", "tensors"), ("kept", "ranges", "tensors"))
+    for name, found in packing.items():
+        if not isinstance(found, dict):
+            raise ValueError(f"packing: {name} {short(found)} is not an object")
+    for block, count in packing["kept"].items():
+        if type(count) is not int:
+            raise ValueError(f"packing: kept units of {block}: {short(count)} is not a whole number")
+    for name, how in packing["tensors"].items():
+        check_keys(f"packing: {name}", how, ("shape", "bits", "masked"), ("shape", "bits", "masked"))
+        if not is_list(how["shape"], int) or how["bits"] not in range(3, 9) or not isinstance(how["masked"], bool):
+            raise ValueError(f"packing: {name}: {short(how)} is not a shape, 3 to 8 bits and whether it is masked")
+
+
+def check_layers(model: torch.nn.Module, recipe: dict) -> None:
+    """Raise ValueError for a sublayer or a layer that the model does not have."""
+    layers = {name for name, _ in model.named_modules()}
+    for name in recipe["precision"]:
+        if name not in layers:
+            raise ValueError(f"recipe: precision of {name}: the model has no such layer")
+    for name in (recipe["sparsity"] or {}).get("density", ()):
+        if name.removesuffix(".qk").removesuffix(".av") not in layers:
+            raise ValueError(f"recipe: density of {name}: the model has no such layer")
+    if recipe["cache"]:
+        check_plan(model, recipe["cache"]["sublayers"], recipe["cache"]["compute"])
 
 
 def build_model(config: dict) -> torch.nn.Module:
     """The diffusers model of a config, dense and with random weights."""
     import diffusers
-    return getattr(diffusers, config["_class_name"]).from_config(config)
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise ValueError(f"_class_name {name!r} is not one of {', '.join(CLASSES)}")
+    return getattr(diffusers, name).from_config(config)
 
 
 def encode(state: dict[str, Tensor], bits: dict[str, int], masks: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
@@ -154,33 +219,26 @@ def decode(stored: dict[str, Tensor], layout: dict) -> dict[str, Tensor]:
     return state
 
 
-def file_facts(path: Path) -> dict:
-    """{"bytes", "blake2b"} of a file."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return {"bytes": path.stat().st_size, "blake2b": found}
-
-
-def verify(folder: Path) -> None:
-    """Raise ValueError unless every data file named by `package.json` is there, whole and unchanged.
-
-    The graphs in `openvino/` may be left out of a copy. Code is not covered: it cannot vouch for itself.
-    """
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """The files that `package.json` names. Raises ValueError where it is not one that this code reads."""
     path = folder / MANIFEST
     if not path.exists():
         raise ValueError(f"{path}: not found; expected a package")
-    manifest = json.loads(path.read_text())
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{path}: format {manifest['format']}, this code reads format {FORMAT}")
-    for name, expected in manifest["files"].items():
-        if name.startswith("openvino/") and not (folder / "openvino").exists():
-            continue
-        if not (folder / name).exists():
-            raise ValueError(f"{folder / name}: missing, expected {expected['bytes']} bytes")
-        found = file_facts(folder / name)
-        if found != expected:
-            raise ValueError(f"{folder / name}: expected {describe(expected)}, found {describe(found)}")
+    manifest = read_object(path)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {manifest.get('format')}, this code reads format {FORMAT}")
+    return check_manifest(path, manifest.get("files"))
 
 
-def describe(facts: dict) -> str:
-    return f"{facts['bytes']} bytes with blake2b {facts['blake2b']}"
+def verify(folder: Path) -> None:
+    """Raise ValueError unless every data file named by `package.json` is there, whole and unchanged, and none is missing in it.
+
+    The graphs in `openvino/` may be left out of a copy. Code is not covered: it cannot vouch for itself.
+    """
+    files = read_manifest(folder)
+    for name in NEEDED:
+        if name not in files:
+            raise ValueError(f"{folder / MANIFEST}: does not name {name}")
+    for name, expected in files.items():
+        if not name.startswith("openvino/") or (folder / "openvino").exists():
+            check_file(folder, name, expected)

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from .solver import clip_bound, integrate, solver_steps, with_guidance
+from .solver import KNOWN, clip_bound, integrate, solver_steps, with_guidance
 
 
 class CompressedPipeline(DiffusionPipeline):
@@ -30,6 +30,7 @@ class CompressedPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        denoiser.check_recipe(KNOWN, scheduler.config)
 
     @property
     def recipe(self) -> dict:
@@ -45,7 +46,7 @@ class CompressedPipeline(DiffusionPipeline):
         batch_size: defaults to the number of labels, of noise images, or 1. class_labels: one a sample; a conditional
         model without labels draws unconditional samples. noise: (N, C, H, W) standard normal, drawn from `generator` if
         None. output_type: pil | np (NHWC in [0, 1]) | pt (NCHW in [0, 1]) | latent (NCHW as the solver leaves it, [-1, 1]).
-        Raises ValueError for labels outside the model's classes and for sizes that disagree.
+        Raises ValueError for labels outside the model's classes, for sizes that disagree and for a recipe that means nothing.
         """
         device = self._execution_device
         count = agreed_count(batch_size, class_labels, noise)
@@ -53,6 +54,7 @@ class CompressedPipeline(DiffusionPipeline):
         if noise is None:
             noise = randn_tensor((count, *self.denoiser.sample_shape), generator=generator, device=device)
         config = dict(self.scheduler.config)
+        self.denoiser.check_recipe(KNOWN, config)
         steps = solver_steps(config, self.recipe["timesteps"], self.recipe["solver"])
         null_label = 0 if guidance_scale == 1.0 else self.denoiser.null_label
         predict = with_guidance(self.denoiser, guidance_scale, null_label)
@@ -70,7 +72,14 @@ class CompressedPipeline(DiffusionPipeline):
         """
         if unsupported:
             raise ValueError(f"save_pretrained: {', '.join(sorted(unsupported))} not supported; a package is copied as it is")
-        shutil.copytree(self.name_or_path, save_directory, dirs_exist_ok=True)
+        shutil.copytree(self.name_or_path, save_directory, dirs_exist_ok=True, copy_function=copy_aside)
+
+
+def copy_aside(source: str, target: str) -> str:
+    """A copy that is renamed into place: whoever reads the old file, a compiled graph among them, goes on reading it."""
+    partial = f"{target}.partial"
+    shutil.copy2(source, partial)
+    return shutil.move(partial, target)
 
 
 def agreed_count(batch_size: int | None, labels: list[int] | torch.Tensor | None, noise: torch.Tensor | None) -> int:

@@ -324,7 +324,7 @@ def test_the_command_writes_a_plan_like_the_stage(tmp_path, capsys):
     router = read_router(path, 4)
     plan = published_plan(router, 0.1)
     assert written.keys() == {"timesteps", "sublayers", "compute", "forecast", "weights"}
-    recipe = Recipe.from_json({"timesteps": written.pop("timesteps"), "cache": written})
+    recipe = Recipe.from_json({**Recipe(timesteps=written.pop("timesteps")).to_json(), "cache": written})
     assert recipe == Recipe(timesteps=router.timesteps, cache=plan)
     assert f"of 224 sublayer evaluations removed ({plan.removed_share:.1%})" in capsys.readouterr().out
 
