@@ -8,26 +8,29 @@ sums) runs in fp32, or in bf16 too if no layer is left in fp32.
 import functools
 import hashlib
 import json
+import os
 import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.core import disk
 from tasks.core.denoiser import Denoiser
 from tasks.core.hooks import record
-from tasks.core.recipe import CachePlan, Recipe
+from tasks.core.recipe import Recipe
 from tasks.runtime.cache import ATTRIBUTE as LIVE_CACHE
-from tasks.runtime.cache import TRUNK, sources, weights_of
+from tasks.runtime.cache import TRUNK
+from tasks.runtime.checks import file_facts
+from tasks.runtime.compiling import WEIGHTS, compile_graphs
+from tasks.runtime.graph_index import INDEX, Form, lowered, read_index, step_forms, sums, weight_bits
 from tasks.runtime.precision import Bf16Layer, live_precision
 
-INDEX, WEIGHTS = "graph.json", "weights.bin"
 ALIGNMENT = 64  # bytes, of a constant in the weights file, as OpenVINO's own serialiser keeps it
 
 
@@ -59,46 +62,27 @@ def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
     steps = step_forms(terms, recipe.nfe)
     forms = list(dict.fromkeys(steps))
     whole = trace(model, example, list(terms))
-    for i, form in enumerate(forms):
-        ov.save_model(cut(whole, list(terms), form), folder / f"{i}.xml", compress_to_fp16=False)
-    pool_weights(folder, len(forms))
-    index = {"forms": [{"skipped": form.skipped, "kept": form.kept, "summed": form.summed} for form in forms],
-             "labelled": len(example) == 3, "steps": [forms.index(form) for form in steps] if plan else None, "sums": terms,
-             "inference_precision": rest_precision(model)}
-    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        aside = Path(partial)
+        for i, form in enumerate(forms):
+            ov.save_model(cut(whole, list(terms), form), aside / f"{i}.xml", compress_to_fp16=False)
+        pool_weights(aside, len(forms))
+        index = {"forms": [{"skipped": form.skipped, "kept": form.kept, "summed": form.summed} for form in forms],
+                 "labelled": len(example) == 3, "steps": [forms.index(form) for form in steps] if plan else None, "sums": terms,
+                 "inference_precision": rest_precision(model), "precision": lowered(recipe.precision),
+                 "files": {path.name: file_facts(path) for path in sorted(aside.iterdir())}}
+        put_in_place(aside, folder, index)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a graph leaves out, and what it puts out beside the prediction."""
-
-    skipped: tuple[tuple[str, int], ...]  # sublayer, of how many kept outputs its own is made
-    kept: tuple[str, ...]                 # sublayers whose outputs later steps may need
-    summed: bool                          # whether they are added up by weights, or each is the one kept output as it is
-
-
-def sums(plan: CachePlan, timesteps: Sequence[int]) -> dict[str, list]:
-    """Sublayer -> for every step [[computed step, weight], ...] of which a skipped output is the sum, [] where it is computed.
-    Of the sublayers that some step skips."""
-    weights = plan.weights or weights_of(plan.compute, plan.forecast, timesteps)
-    found = {}
-    for i, (name, column) in enumerate(zip(plan.sublayers, zip(*plan.compute, strict=True), strict=True)):
-        if not all(column):
-            found[name] = [[list(pair) for pair in zip(steps, row[i], strict=True)]
-                           for steps, row in zip(sources(column, plan.forecast), weights, strict=True)]
-    return found
-
-
-def step_forms(terms: dict[str, list], steps: int) -> list[Form]:
-    """terms: as `sums` returns them. A step that is needed later keeps all that it can, so that a step mask has two forms at
-    most. To put outputs out takes time, so where there are several, a step that no later one needs keeps nothing; a single one
-    takes less than the switch to another graph, whose weights are a copy of their own, cold in the caches."""
-    summed = any([weight for _, weight in found] not in ([], [1]) for rows in terms.values() for found in rows)
-    most = {name: max(map(len, rows)) for name, rows in terms.items()}
-    needed = range(steps) if len(terms) == 1 else {s for rows in terms.values() for found in rows for s, _ in found}
-    return [Form(tuple((name, most[name]) for name, rows in terms.items() if rows[step]),
-                 tuple(name for name, rows in terms.items() if not rows[step]) if step in needed else (), summed)
-            for step in range(steps)]
+def put_in_place(aside: Path, folder: Path, index: dict) -> None:
+    """Move files over those of the same name, which a compiled graph may be reading, and write the index last: whoever opens
+    the folder meanwhile finds files that are not those of the index."""
+    for path in aside.iterdir():
+        os.replace(path, folder / path.name)
+    for path in folder.glob("*.xml"):
+        if path.name not in index["files"]:
+            path.unlink()
+    disk.write_whole(folder / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
 @torch.no_grad()
@@ -108,7 +92,8 @@ def trace(model: nn.Module, example: tuple[Tensor, ...], sublayers: Sequence[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes become constants: only the batch is to stay open
         traced = torch.jit.trace(_Step(model, sublayers).eval(), example, check_trace=False)  # the check traces it again
-        graph = ov.convert_model(traced, example_input=example)
+        # shared, bf16 weights that are not contiguous would be read from a copy that is gone by then
+        graph = ov.convert_model(traced, example_input=example, share_weights=False)
     assert len(graph.inputs) == len(example), "the trace dropped an input"
     graph.reshape({port: [-1, *tensor.shape[1:]] for port, tensor in zip(graph.inputs, example, strict=True)})
     return graph
@@ -198,8 +183,10 @@ def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -
 
     Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; a tensor kept between steps is the
     output of the graph that writes it and the input of those that read it, never copied. config: further OpenVINO properties.
-    Raises ValueError for the files of an older version, another batch, a step that the cache plan does not have or that is
-    taken out of order.
+    Files are compared with the hashes in `graph.json`, and in a package with those of `package.json`, before they are compiled.
+    Raises ValueError for damaged files and those of an older version, for a recipe beside them that is not theirs or means
+    nothing, for a graph that the compiler dies of, for another batch, a step that the cache plan does not have or that is taken
+    out of order.
     """
     return GraphPredictor(Path(folder), batch, threads, config)
 
@@ -208,13 +195,12 @@ class GraphPredictor:
     """See `open_graph`. Form i of `graph.json` is `compiled[i]`; its one request is `requests[i]`."""
 
     def __init__(self, folder: Path, batch: int, threads: int, config: dict):
-        self.index, self.batch = json.loads((folder / INDEX).read_text()), batch
-        if "forms" not in self.index:
-            raise ValueError(f"{folder / INDEX}: written by an older version; write the package again")
+        self.index, self.batch = read_index(folder), batch
         # Pinned, every process takes the same first cores: two workers of one thread each ran at 40 % of their speed.
         properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
                       "INFERENCE_PRECISION_HINT": self.index["inference_precision"], **config}
-        self.compiled = [compile_static(folder / f"{i}.xml", batch, properties) for i in range(len(self.index["forms"]))]
+        bits = weight_bits(self.index["precision"])
+        self.compiled = compile_graphs(folder, len(self.index["forms"]), batch, bits, properties)
         self.requests = [compiled.create_infer_request() for compiled in self.compiled]
         self.given = [Given(request, form, self.index["labelled"])
                       for request, form in zip(self.requests, self.index["forms"], strict=True)]
@@ -312,20 +298,6 @@ class Kept:
         for name, held in self.held.items():
             for source in [s for s in held if self.last_use[name].get(s, -1) <= step]:
                 self.spare[name].append(held.pop(source))
-
-
-def compile_static(path: Path, batch: int, properties: dict):
-    """-> openvino.CompiledModel of a graph beside its `weights.bin`, every axis fixed."""
-    core = openvino_core()
-    graph = core.read_model(path, path.with_name(WEIGHTS))
-    graph.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in graph.inputs if port.partial_shape.is_dynamic})
-    return core.compile_model(graph, "CPU", properties)
-
-
-@functools.cache
-def openvino_core():
-    import openvino as ov
-    return ov.Core()
 
 
 def live_graph(denoiser: Denoiser, recipe: Recipe, batch: int) -> "GraphPredictor":
