@@ -27,7 +27,7 @@ from prefect.states import Failed, State
 from flows import freshness
 from flows.screen import take_over
 from flows.stages import SUMMARY, run_stages, say
-from tasks.core import disk, machine
+from tasks.core import disk, load, machine
 from tasks.core.artifacts import RUNS
 from tasks.core.cluster import Cluster
 from tasks.core.params import PARAMS_FILE, SCALES, check_choice, validate_all
@@ -59,6 +59,8 @@ def bring_up_to_date(scale: str | None, until: str | None, stage_timeout_h: floa
     except ValueError as error:
         return Failed(message=str(error))
     say(f"scale {plan.scale}: {len(plan.stages)} stages, {len(plan.stages) - len(plan.stale)} of them fresh")
+    if plan.stale and (busy := load.warning()):
+        say(busy)
     state = run_stages(plan.stages, plan.stale, stage_timeout_h * 3600, plan.forced)
     if not state.is_completed():
         return state

@@ -19,9 +19,11 @@ import torch
 from tasks.benchmark.certain import ERROR, LOOKS, Question, interval, settle
 from tasks.benchmark.measure import Case, interleaved, summary
 from tasks.benchmark.memory import peak_growth
+from tasks.core import load
 from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.cost import LayerCost, bitops, layer_costs, macs
-from tasks.core.denoiser import Denoiser, load
+from tasks.core.denoiser import Denoiser
+from tasks.core.denoiser import load as load_teacher
 from tasks.core.machine import describe
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
@@ -85,17 +87,19 @@ class Shipped:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
-    teacher = load(inputs["pretrain_load"] / "teacher")
+    teacher = load_teacher(inputs["pretrain_load"] / "teacher")
     shipped = {name: find(name, inputs, teacher) for name in VARIANTS}
     costs = layer_costs(teacher)
-    rows = [row for batch in track(params.batches, len(params.batches), "benchmark: batch sizes")
-            for row in timed_rows(shipped, batch, params)]
+    load.warn("benchmark")
+    with load.watched() as others:
+        rows = [row for batch in track(params.batches, len(params.batches), "benchmark: batch sizes")
+                for row in timed_rows(shipped, batch, params)]
     write_rows(out / "benchmark.csv", rows)
     timings = nested(rows)
     for (name, backend), grown in peak_memory({name: shipped[name] for name in params.memory}).items():
         timings[name][backend]["peak_memory_bytes"] = grown
     return Report({name: paper_costs(costs, s) for name, s in shipped.items()},
-                  {**timings, "machine": describe(), "protocol": protocol(params)})
+                  {**timings, "machine": describe(), "protocol": protocol(params), "load": others.numbers()})
 
 
 def find(variant: str, inputs: Inputs, teacher: Denoiser) -> Shipped:

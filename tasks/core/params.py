@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 STAGES = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve", "package", "fid", "benchmark",
           "report")
-SHARED = ("goal", "scale", "cluster", "resources")  # blocks that belong to no stage
+SHARED = ("goal", "scale", "cluster", "resources", "threads")  # blocks that belong to no stage
 SCALES = ("quick", "full")
 PARAMS_FILE = Path("params.yaml")
 
@@ -174,8 +174,9 @@ def validate_all(path: Path = PARAMS_FILE, scale: str | None = None) -> dict:
     """The preflight: every block of every stage, and all that files' names and headers say, before anything starts or is
     deleted. -> the resolved file."""
     params = read_params(path, scale)
-    from tasks.core import agreement, cluster
+    from tasks.core import agreement, cluster, threads
     try:
+        threads.check(params["threads"])
         construct(Goal, params["goal"], "goal")
         construct(cluster.ClusterParams, params["cluster"], "cluster")
         stages = {name: importlib.import_module(f"tasks.{name}.stage") for name in STAGES}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from tasks.core import disk, steady
+from tasks.core import disk, steady, threads
 from tasks.core.artifacts import (
     ARTIFACTS,
     MANIFEST,
@@ -51,6 +51,7 @@ def execute(stage: ModuleType) -> None:
     name, started = stage_name(stage), time.time()
     raw = validate_all() if name == STAGES[0] else read_params()  # no later stage is to find what this one could have known
     steady.check_nothing_was_left_behind(raw)
+    threads.apply(raw.get("threads"))
     before = steady.noted(name, raw)
     params = stage_params(stage, raw)
     inputs = gather(stage, params, raw)

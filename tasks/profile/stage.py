@@ -27,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.core import load
 from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.cost import LayerCost, layer_costs
-from tasks.core.denoiser import Denoiser, load
+from tasks.core.denoiser import Denoiser
+from tasks.core.denoiser import load as load_teacher
 from tasks.core.machine import describe
 from tasks.core.params import check_range
 from tasks.core.progress import track
@@ -79,11 +81,13 @@ class Cell:
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
-    teacher = load(inputs["pretrain_load"] / "teacher")
+    teacher = load_teacher(inputs["pretrain_load"] / "teacher")
     costs = layer_costs(teacher)
     count = len(list(forms_and_precisions(teacher.model, params.densities))) * len(BACKENDS) * len(params.batches)
     cells = list(track(make_cells(teacher, costs, params), count, "profile: prepare"))
-    wholes, by_layer = measure(cells, params.repeats)
+    load.warn("profile")
+    with load.watched() as others:
+        wholes, by_layer = measure(cells, params.repeats)
     shapes = {name: tuple(m.weight.shape) for name, m in teacher.prunable_layers().items()}
     scales = {cell.setting: scale(times, whole) for cell, times, whole in zip(cells, by_layer, wholes, strict=True)
               if cell.grain == "dense"}
@@ -94,7 +98,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     write_csv(out / "model.csv", models)
     write_json(out / "machine.json", machine())
     timings = {f"{r['backend']}.{r['precision']}.b{r['batch']}.{key}": r[key] for r in models for key in ("time_us", "spread")}
-    return Report({"layers": len(costs), "rows": len(layers)}, timings)
+    return Report({"layers": len(costs), "rows": len(layers)}, {**timings, "load": others.numbers()})
 
 
 def machine() -> dict:

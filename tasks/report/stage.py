@@ -83,7 +83,8 @@ def subject() -> str:
 def protocol(fid: dict, timings: dict, runs: dict[str, dict]) -> list[tuple[str, str]]:
     """(name, value) lines: everything that a number of this report depends on."""
     versions = {name: runs["benchmark"][name] for name in ("torch", "python") if "benchmark" in runs}
-    blocks = {"machine": timings["machine"] | versions, "speed": timings["protocol"], "quality": fid["protocol"]}
+    blocks = {"machine": timings["machine"] | versions, "speed": timings["protocol"], "load": timings.get("load", {}),
+              "quality": fid["protocol"]}
     return [(f"{block}: {name}", said(value)) for block, values in blocks.items() for name, value in values.items()]
 
 

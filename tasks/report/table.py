@@ -13,6 +13,7 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 
 from tasks.core.artifacts import REPORTS, read_json
+from tasks.core.load import Foreign
 from tasks.report.results import Row, fid_key, read_rows, settings, speedup
 
 README = Path("README.md")
@@ -187,10 +188,18 @@ def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict) -> st
                   f"real images")
     return (f"Speed and size of the packages that ship: {setting[0]}, batch {setting[1]}, {protocol['threads']} threads of "
             f"{machine['cpu']} ({machine['cores']} cores), median of {rounds(rows, setting)} "
-            f"interleaved rounds. “× eager fp32” and “× same fp32” compare with dense in eager PyTorch and on the same "
+            f"interleaved rounds{meanwhile(timings.get('load', {}))}. "
+            f"“× eager fp32” and “× same fp32” compare with dense in eager PyTorch and on the same "
             f"backend. “95 % bound” is the upper bound of the relative {fid_key(rows)} increase over dense (paired "
             f"bootstrap){above}; fidelity is the feature distance to dense's images of the same seeds, 1 being what "
             f"twice dense's steps change.")
+
+
+def meanwhile(load: dict) -> str:
+    """What else the machine did while it was timed, where that is worth saying."""
+    if not load or not Foreign(load["foreign_cpus"], load["cpus"], None).worth_saying:
+        return ""
+    return f", while other work kept {load['foreign_cpus']:.1f} of {load['cpus']} CPUs busy"
 
 
 def rounds(rows: dict[str, Row], setting: tuple[str, int]) -> str:

@@ -19,6 +19,7 @@ from prefect.states import Completed
 from flows import compress, freshness, nightly, search, stages
 from flows.child import run_child
 from flows.screen import SHOWN, Screen
+from tasks.core.params import STAGES
 
 BAR = "fid [######------------------] 25/100  5.1/s  ETA 0:15"
 
@@ -104,6 +105,23 @@ def ended(pid: int) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_threads_sleep_while_they_wait_but_where_time_is_measured(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert {stage for stage in STAGES if "OMP_WAIT_POLICY" not in stages.environment(stage)} == {"profile", "benchmark"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert stages.environment("distill")["OMP_WAIT_POLICY"] == "active", "the user's own word counts"
+
+
+def test_a_busy_machine_is_said_before_the_first_stage(monkeypatch):
+    said = []
+    monkeypatch.setattr(compress, "prepare", lambda *_: compress.Plan("quick", {"data": ()}, {"data"}))
+    monkeypatch.setattr(compress, "run_stages", lambda *_: said.append("stages"))
+    monkeypatch.setattr(compress, "say", said.append)
+    monkeypatch.setattr(compress.load, "warning", lambda: "1.9 of 2 CPUs are busy with other work")
+    compress.bring_up_to_date(None, None, 1.0)
+    assert said[1:] == ["1.9 of 2 CPUs are busy with other work", "stages"]
 
 
 def test_interruption_ends_the_child(monkeypatch):

@@ -96,6 +96,7 @@ def test_timings_carry_machine_and_protocol(measured):
     timings = measured[0].timings
     assert timings["machine"]["cores"] >= 1 and timings["protocol"]["threads"] == torch.get_num_threads()
     assert timings["protocol"]["batches"] == (1, 3)
+    assert 0 <= timings["load"]["foreign_cpus"] <= timings["load"]["cpus"] + 0.5
 
 
 def test_costs_on_paper_by_hand(measured, inputs):

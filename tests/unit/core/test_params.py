@@ -24,7 +24,8 @@ GOOD = {"steps": 3, "lr": 1, "name": None, "grid": [1, 2], "weights": {"a": 1}}
 
 def write(tmp_path, **changes):
     path = tmp_path / "params.yaml"
-    blocks = {"goal": GOAL, "scale": "quick", "cluster": None, "resources": None, **{s: {} for s in STAGES}, **changes}
+    shared = {"goal": GOAL, "scale": "quick", "threads": None, "cluster": None, "resources": None}
+    blocks = {**shared, **{s: {} for s in STAGES}, **changes}
     path.write_text(yaml.safe_dump(blocks))
     return path
 

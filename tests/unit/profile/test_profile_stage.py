@@ -47,6 +47,7 @@ def test_whole_models_are_timed_and_predicted(profiled):
     assert list(whole.columns) == ["backend", "precision", "batch", "time_us", "spread"] and len(whole) == 12
     names = [c.name for c in layer_costs(load(folder / "teacher"))]
     for row in whole.itertuples():
+        assert report.timings["load"]["foreign_cpus"] >= 0
         assert report.timings[f"{row.backend}.{row.precision}.b2.time_us"] == row.time_us
         if row.precision in stage.TURNS:
             continue

@@ -107,7 +107,13 @@ def test_the_terminal_table_is_aligned_and_fits_100_columns(rows):
 
 def test_the_caption_names_machine_and_protocol(rows):
     said = caption(rows, SETTING, benchmark_reports()[1])
-    assert "Example CPU" in said and "2 threads" in said and "openvino, batch 32" in said
+    assert "Example CPU" in said and "2 threads" in said and "openvino, batch 32" in said and "other work" not in said
+
+
+@pytest.mark.parametrize("cpus, words", [(0.1, "rounds. “"), (0.84, "rounds, while other work kept 0.8 of 2 CPUs busy. “")])
+def test_the_caption_says_when_the_machine_had_other_work(rows, cpus, words):
+    timings = benchmark_reports()[1] | {"load": {"foreign_cpus": cpus, "cpus": 2}}
+    assert words in caption(rows, SETTING, timings)
 
 
 @pytest.fixture
