@@ -5,15 +5,16 @@
 
 import sys
 
+from flows import ending
 from tasks.core import preflight
 
-if __name__ == "__main__" and (refused := preflight.main(sys.argv[1:])):  # before the imports that take seconds
-    sys.exit(refused)
+if __name__ == "__main__":
+    ending.heed()  # before the imports that take seconds
+    if refused := preflight.main(sys.argv[1:]):
+        sys.exit(refused)
 
 import argparse
-import fcntl
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +28,7 @@ from prefect.states import Failed, State
 from flows import freshness
 from flows.screen import take_over
 from flows.stages import SUMMARY, run_stages, say
-from tasks.core import disk, load, machine
-from tasks.core.artifacts import RUNS
+from tasks.core import disk, leftovers, load, machine, turns
 from tasks.core.cluster import Cluster
 from tasks.core.params import PARAMS_FILE, SCALES, check_choice, validate_all
 
@@ -48,6 +48,7 @@ def compress(scale: str | None = None, until: str | None = None, stage_timeout_h
              retime: bool = False) -> State:
     """scale: write it into params.yaml first; until: the last stage to run, with all it needs; retime: time anew, on this
     machine, and choose by that."""
+    ending.heed_again()
     with one_at_a_time(say):
         return bring_up_to_date(scale, until, stage_timeout_h, retime)
 
@@ -101,14 +102,11 @@ def set_scale(scale: str) -> None:
 
 @contextmanager
 def one_at_a_time(tell: Callable[[str], object]) -> Iterator[None]:
-    """Two runs in one working copy would delete each other's artifacts; the second waits for the first, and says so."""
-    RUNS.mkdir(exist_ok=True)
-    with open(RUNS / "run.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell("another run is at work in this folder; waiting for it to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Two runs in one working copy would delete each other's artifacts. A stage of a run that was killed may still be at work,
+    for seconds; once it has ended, what both left behind goes."""
+    with turns.one_at_a_time(turns.RUN_LOCK, "another run is at work in this folder; waiting for it to end", tell):
+        with turns.one_at_a_time(turns.STAGE_LOCK, "a stage is at work in this folder; waiting for it to end", tell):
+            leftovers.clear(leftovers.OF_RUNS)
         yield
 
 
@@ -146,21 +144,20 @@ def run(asked: argparse.Namespace, until: str | None) -> int:
 
 
 def main(arguments: list[str] | None = None, until: str | None = None) -> int:
-    """-> exit status: 0, 1 a stage failed, 2 params.yaml is wrong, 130 stopped by the user."""
+    """-> exit status: 0, 1 a stage failed, 2 params.yaml is wrong, 128 + n stopped by signal n (130: Ctrl-C)."""
     parser = argparse.ArgumentParser(description="Bring every stage up to date and show the verdict.")
     parser.add_argument("--scale", choices=SCALES, help="written into params.yaml, where it stays")
     parser.add_argument("--stage-timeout-h", type=float, default=STAGE_TIMEOUT_H, help="hours after which a stage is stopped")
     parser.add_argument("--retime", action="store_true", help=f"time {' and '.join(machine.TIMED)} anew, on this machine")
     asked = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the stage's process ends, too
     try:
-        return run(asked, until)
+        with ending.heeded():
+            return run(asked, until)
     except (ValueError, OSError, DvcException) as error:  # DVC's: dvc.lock with conflict markers, no repository, a bad config
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the next run goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except ending.Stopped as stopped:
+        return stopped.code
 
 
 if __name__ == "__main__":

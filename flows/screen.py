@@ -1,5 +1,6 @@
 """What a person at a terminal sees of a run: the stages' own lines, with progress bars moving in place."""
 
+import contextlib
 import logging
 import re
 import sys
@@ -25,8 +26,9 @@ class Screen(logging.Handler):
     def show(self, line: str) -> None:
         bar = self.in_place and is_progress(line)
         clear = "\r\x1b[K" if self.bar_open or bar else ""
-        self.stream.write(f"{clear}{line}" if bar else f"{clear}{line}\n")
-        self.stream.flush()
+        with contextlib.suppress(OSError):  # the terminal is gone, or whoever read us: the work is not
+            self.stream.write(f"{clear}{line}" if bar else f"{clear}{line}\n")
+            self.stream.flush()
         self.bar_open = bar
 
 

@@ -15,15 +15,15 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 
-from flows.child import run_child
+from flows.child import python_path, run_child
 from flows.freshness import put_back
 from flows.screen import SHOWN, is_progress
 from tasks.core.artifacts import ARTIFACTS, REPORTS, read_json
+from tasks.core.machine import TIMED
 
 SUMMARY, REPORT_PAGE = ARTIFACTS / "report/summary.txt", ARTIFACTS / "report/report.html"
 KILLED = "Killed"         # state of a stage that a signal ended: its checkpoint makes one more try worth it
 TRIES_AGAIN = 1
-TIMED = ("profile", "benchmark")  # stages that measure time
 LAST_LINES = 200          # kept to find out why a stage failed
 PROGRESS_TO_SERVER_S = 15.0  # a bar moves every second on the screen; the server's log is told this often
 
@@ -65,7 +65,7 @@ def run_stage(stage: str, timeout_s: float, fresh: bool = False, force: bool = F
 
 
 def command(stage: str, force: bool = False) -> list[str]:
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", *(["-f"] if force else []), stage]
+    return [sys.executable, "-m", "flows.repro", *(["--force"] if force else []), stage]
 
 
 def environment(stage: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ def environment(stage: str) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     lively = {"DIFFPRESS_PROGRESS_S": "1"} if sys.stdout.isatty() else {}
     patient = {} if stage in TIMED else {"OMP_WAIT_POLICY": "passive"}
-    return {**lively, **patient, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**lively, **patient, **os.environ, "PATH": path, "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
 
 
 def teller() -> Callable[[str], None]:

@@ -6,13 +6,18 @@ stay in this process; with more workers and no address, a Ray of this machine al
 as long as the process lives. Results never depend on which of these it was, on the number of workers or on their timing.
 """
 
+import atexit
 import contextlib
 import functools
+import json
 import os
+import re
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +28,13 @@ from tasks.core.params import check_range, construct
 from tasks.core.parcel import Parcel, files_of, pack
 from tasks.core.progress import track
 from tasks.core.ray_map import Workers, actor_options, map_on
+from tasks.core.rooms import own_room
 from tasks.core.serial import Settle, map_here
 
 ROOT = Path(__file__).resolve().parents[2]  # where `tasks` and `flows` are
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own name for what a job's driver finds in its environment
+INSIDE = "DIFFPRESS_CLUSTER"  # in the environment: the address that counts in place of the file's
+LONGEST = 300  # letters of what Ray says that are passed on
 REACHED = "reached"  # what ray_probe prints once there is a connection
 RAY_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -63,7 +72,9 @@ class Cluster:
 
     @classmethod
     def from_params(cls, block: dict) -> "Cluster":
-        return cls(construct(ClusterParams, block, "params.yaml: cluster"))
+        """block: `cluster` of params.yaml; of a search that was submitted as a Ray job, the job's own cluster is meant."""
+        there = {"address": os.environ[INSIDE]} if INSIDE in os.environ else {}
+        return cls(construct(ClusterParams, {**block, **there}, "params.yaml: cluster"))
 
     @property
     def in_process(self) -> bool:
@@ -154,7 +165,8 @@ class Cluster:
 
 
 def start_local(params: ClusterParams) -> None:
-    """A Ray of this machine alone, with a token of its own: nothing is written to the user's home, nothing listens outside."""
+    """A Ray of this machine alone, with a token of its own: nothing is written to the user's home, nothing listens outside,
+    and nothing of it stays on the disk."""
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its effect on every system: bind to the loopback only
     import ray
@@ -162,13 +174,15 @@ def start_local(params: ClusterParams) -> None:
         return
     start = functools.partial(
         ray.init, address="local", num_cpus=params.workers * params.cpus_per_worker, include_dashboard=False,
-        log_to_driver=False, logging_level="ERROR", object_store_memory=max(256, 4 * params.max_object_mb) << 20)
+        log_to_driver=False, logging_level="ERROR", object_store_memory=max(256, 4 * params.max_object_mb) << 20,
+        _temp_dir=str(own_room()))
+    atexit.register(ray.shutdown)  # so before the room goes
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with environment(OMP_NUM_THREADS=str(params.cpus_per_worker), PYTHONPATH=path):  # the workers inherit both
+    with environment(OMP_NUM_THREADS=str(params.cpus_per_worker), PYTHONPATH=path), signals_kept():  # workers inherit the first
         try:
             start()
         except Exception as error:  # Ray's own limit of 30 s is a bare Exception, and on a busy machine it is short
-            print(f"cluster: Ray did not start ({str(error).splitlines()[0]}); once more", flush=True)
+            print(f"cluster: Ray did not start ({in_short(error)}); once more", flush=True)
             ray.shutdown()
             start()
 
@@ -184,13 +198,47 @@ def environment(**variables: str) -> Iterator[None]:
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, ends the process with another status for it and prints addresses of its own code."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():  # nobody else may, Ray included
+            signal.signal(signal.SIGTERM, before)
+
+
 def join(params: ClusterParams) -> None:
     import ray
     if ray.is_initialized():
         return
     check_reachable(params)
-    shipped = [str(room) for room in (ROOT / "tasks", ROOT / "flows") if room.is_dir()]
-    ray.init(address=params.address, logging_level="ERROR", runtime_env={"py_modules": shipped, "excludes": ["__pycache__"]})
+    job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env") or {}
+    try:
+        with signals_kept():
+            ray.init(address=params.address, logging_level="ERROR", runtime_env=to_ship(job))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"cluster.address: {params.address}: {in_short(error)}") from None
+
+
+def to_ship(job: Mapping[str, Any]) -> dict:
+    """The runtime environment in which workers find this code. job: that of the Ray job which this process is the driver of, {}
+    outside of one. Ray merges the two, and no key may be in both."""
+    if Path(job.get("working_dir", "")).stem == ROOT.name:
+        return {}  # the job came with this very folder, and its workers have it, too
+    if "py_modules" in job:
+        raise ValueError("this Ray job has py_modules in its runtime environment, and workers need this code there; submit it "
+                         "without, or with `python -m flows.search --address`")
+    shipped = {"py_modules": [str(room) for room in (ROOT / "tasks", ROOT / "flows") if room.is_dir()]}
+    return shipped if "excludes" in job else shipped | {"excludes": ["__pycache__"]}
+
+
+def in_short(error: BaseException) -> str:
+    """The first sentence of what Ray said, which may run over pages, in one line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    sentence = re.split(r"(?<=[^.][.;!?]) (?=[^a-z])", said, maxsplit=1)[0].rstrip(" .;")
+    return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST].rpartition(' ')[0]} ..."
 
 
 def check_reachable(params: ClusterParams) -> None:

@@ -1,12 +1,13 @@
 """A folder as a Ray job: shipped to a standing cluster, run inside it, its log brought home."""
 
 import asyncio
+import logging
 import os
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks.core.cluster import RAY_ENV
+from tasks.core.cluster import RAY_ENV, in_short
 
 CONNECT_S = 20.0
 
@@ -19,11 +20,20 @@ def submit(address: str, entrypoint: str, folder: Path, left_out: tuple[str, ...
     """
     check_answers(address)
     client = connect(address)
-    shipped = {"working_dir": str(folder.resolve()), "excludes": list(left_out)}
+    room = {"working_dir": str(folder.resolve()), "excludes": list(left_out)}
     try:
-        return client.submit_job(entrypoint=entrypoint, runtime_env=shipped)
+        return client.submit_job(entrypoint=entrypoint, runtime_env=room)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"--address: {address}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"--address: {address}: {in_short(error)}") from None
+
+
+def shipped(folder: Path, left_out: tuple[str, ...]) -> set[Path]:
+    """The files of `folder` that travel: Ray leaves out `left_out`, and what a .gitignore or .rayignore at any depth names."""
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+    found: set[Path] = set()
+    _dir_travel(folder, [_get_excludes(folder, list(left_out))], lambda path: path.is_dir() or found.add(path),
+                include_gitignore=True, logger=logging.getLogger(__name__))
+    return found
 
 
 def check_answers(address: str) -> None:
@@ -45,7 +55,7 @@ def connect(address: str):
     try:
         return JobSubmissionClient(address)
     except (RayError, RuntimeError, OSError) as error:
-        raise ValueError(f"--address: {address}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"--address: {address}: {in_short(error)}") from None
 
 
 def follow(address: str, job: str) -> bool:

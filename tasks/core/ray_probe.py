@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tasks.core import serial
-from tasks.core.cluster import REACHED
+from tasks.core.cluster import REACHED, in_short
 
 NODES_S = 15.0  # for all nodes to answer; who does not is asked again when a worker starts there
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     try:
         complaints = probe(sys.argv[1])
     except Exception as error:  # Ray raises bare ones, of several lines
-        complaints = [str(error)]
+        complaints = [in_short(error)]
     if complaints:
-        print(" ".join(complaints[0].split()), flush=True)
+        print(complaints[0], flush=True)
         sys.exit(1)

@@ -5,13 +5,15 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
 
-from tasks.core import disk, steady, threads
+from tasks.core import disk, leftovers, lifeline, steady, threads
 from tasks.core.artifacts import (
     ARTIFACTS,
     MANIFEST,
@@ -26,6 +28,8 @@ from tasks.core.artifacts import (
     write_manifest,
 )
 from tasks.core.params import STAGES, read_params, stage_name, stage_params, validate_all
+from tasks.core.rooms import own_room
+from tasks.core.turns import STAGE_LOCK, one_at_a_time
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1",
          "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -34,12 +38,29 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TE
 def main(stage: ModuleType) -> None:
     """Run one stage at the top of the repository. A user's mistake is one line on stderr and exit status 2."""
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
+    end_tidily()
     try:
-        execute(stage)
+        read_params()  # first: elsewhere than at the top of the repository the lock would leave a folder behind
+        with one_at_a_time(STAGE_LOCK, "another stage is at work in this folder; waiting for it to end", tell):
+            leftovers.clear(leftovers.OF_STAGES)
+            execute(stage)
     except Exception as error:
         if os.environ.get("DIFFPRESS_DEBUG") or not (isinstance(error, ValueError | OSError) or disk.is_full(error)):
             raise
         sys.exit(f"error: {complaint(error, ARTIFACTS / stage_name(stage))}")
+
+
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def end_tidily() -> None:
+    """Signals unwind, so that what is half written goes. A stage ends with its run, and its temporary files with the stage."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    lifeline.hold(lifeline.end_myself)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(own_room())
 
 
 def complaint(error: Exception, target: Path) -> str:

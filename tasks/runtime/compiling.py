@@ -17,13 +17,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from tasks.core import rooms
 
 WEIGHTS = "weights.bin"
 LIMIT_S = 600.0  # for a child to compile the graphs of one folder; the largest tried took 3 s each
@@ -231,7 +232,7 @@ def remember(plan: Plan) -> None:
 
 
 def memory(setting: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"diffpress-{os.getuid()}" / "compiled" / setting
+    return rooms.shared() / "compiled" / setting
 
 
 def main() -> None:
