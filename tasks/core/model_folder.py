@@ -19,6 +19,10 @@ INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.
 TAKEN = f"one {' or '.join(CLASSES)} on pixels and a scheduler"
 
 
+class NotFound(ValueError):
+    """A file that a model folder should hold is not there; in a copy that is still to be fetched it may come."""
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """Of one network on pixels."""
@@ -40,7 +44,7 @@ def read_folder(folder: str | Path) -> ModelFolder:
     """Raises ValueError, one line, with the file, what it holds and what is taken instead."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: not a folder; expected a diffusers folder")
+        raise NotFound(f"{folder}: not a folder; expected a diffusers folder")
     return read_pipeline(folder) if (folder / INDEX).exists() else read_network(folder)
 
 
@@ -61,13 +65,13 @@ def read_network(folder: Path) -> ModelFolder:
     """Of a folder without an index."""
     path = folder / CONFIG
     if not path.exists():
-        raise ValueError(f"{folder / INDEX}: not found; expected a diffusers folder, or {CONFIG} of a bare network")
+        raise NotFound(f"{folder / INDEX}: not found; expected a diffusers folder, or {CONFIG} of a bare network")
     config = read_block(path)
     class_name = modern_class(path, config.get("_class_name"), config)
     found = [place for place in (folder / SCHEDULER, folder / "scheduler" / SCHEDULER) if place.exists()]
     if not found:
         whole = f"; it is a part of {folder.parent}, which is to be named" if (folder.parent / INDEX).exists() else ""
-        raise ValueError(f"{folder / SCHEDULER}: not found; a network without its noise schedule cannot be sampled from{whole}")
+        raise NotFound(f"{folder / SCHEDULER}: not found; a network without its noise schedule cannot be sampled from{whole}")
     return ModelFolder(class_name, path, config, found[0], read_block(found[0]), None)
 
 
@@ -116,7 +120,7 @@ def file_of(folder: Path, part: str, name: str) -> Path:
     path = folder / part / name if (folder / part).is_dir() else folder / name
     if not path.exists():
         beside = "" if path.parent != folder else f", nor a folder {part} beside it"
-        raise ValueError(f"{path}: not found{beside}; {INDEX} names {part}")
+        raise NotFound(f"{path}: not found{beside}; {INDEX} names {part}")
     return path
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.core.artifacts import read_json
+from tasks.core.model_folder import NotFound
 
 STEM, SUFFIX = "diffusion_pytorch_model", ".safetensors"
 PLAIN = f"{STEM}{SUFFIX}"
@@ -89,7 +90,7 @@ def choose_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
                          "meant is to have this name, or to be alone")
     for variant, name in variants.items():
         return folder / name, (f"{folder / name}: variant {variant}, the only weights there, is taken",)
-    raise ValueError(f"{folder / PLAIN}: not found; expected safetensors{hint(names)}")
+    raise NotFound(f"{folder / PLAIN}: not found; expected safetensors{hint(names)}")
 
 
 def hint(names: Iterable[str]) -> str:
@@ -114,7 +115,7 @@ def read_index(path: Path, class_name: str) -> list[Entry]:
         if Path(name).name != name or "\\" in name or not name.endswith(SUFFIX):
             raise ValueError(f"{path}: names {name!r}, which is no {SUFFIX} file in its own folder")
         if not path.with_name(name).exists():
-            raise ValueError(f"{path.with_name(name)}: not found, but {path.name} names it")
+            raise NotFound(f"{path.with_name(name)}: not found, but {path.name} names it")
         held[name] = {entry.name: entry for entry in read_header(path.with_name(name), class_name)}
     if lost := sorted(tensor for tensor, name in places.items() if tensor not in held[name]):
         raise ValueError(f"{path}: {listed(lost)} not in the shard that it names, {places[lost[0]]}")

@@ -3,7 +3,7 @@
 Reads: data (train split, report net, reference statistics).
 Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples, as its own DDIMPipeline makes them),
 curve.csv when it was trained; report: how it samples, class accuracy, FID of the bank and of as many real images, parameters.
-Left out: latent models' VAE and text encoders; weights that are not safetensors.
+Left out: pipelines with a VAE or a text encoder, which are refused; weights that are not safetensors.
 """
 
 import csv
@@ -18,7 +18,7 @@ from tasks.core import denoiser as denoisers
 from tasks.core.agreement import Data
 from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.denoiser import Denoiser
-from tasks.core.model_folder import CONFIG, INDEX
+from tasks.core.model_folder import CONFIG, INDEX, NotFound, read_folder
 from tasks.core.params import check_choice, check_range
 from tasks.core.progress import track
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
@@ -91,10 +91,13 @@ def preflight(params: Params, known: dict) -> Denoiser | None:
     """The teacher without its weights; None where it is still to be fetched."""
     if params.source == "train":
         return planned(asdict(params.train), known["data"])
-    folder = params.path if params.source == "folder" else fetched(params, offline=True)
-    if folder is None:
-        return None
-    return fitted(inspected(folder, known["data"]).denoiser, known["data"].num_classes)
+    try:
+        folder = params.path if params.source == "folder" else snapshot(params, ("*.json",), offline=True)
+        return fitted(inspected(folder, known["data"]).denoiser, known["data"].num_classes)
+    except NotFound:
+        if params.source == "hub":  # not in the cache, or not whole
+            return None
+        raise
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
@@ -125,17 +128,22 @@ def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, fl
     return fitted(denoisers.read_weights(found), data["num_classes"]), []
 
 
-def fetched(params: Params, offline: bool = False) -> str | None:
-    """The hub's snapshot. offline: the one that lies in the cache, None if there is none. Raises ValueError with the key."""
+def fetched(params: Params) -> Path:
+    """The hub's snapshot: its configs, and once they say that it is a network on pixels, that network's weights."""
+    folder = snapshot(params, ("*.json",))
+    place = read_folder(folder).weights.relative_to(folder)
+    return snapshot(params, ("*.json", (place / "*.safetensors").as_posix()))
+
+
+def snapshot(params: Params, patterns: tuple[str, ...], offline: bool = False) -> Path:
+    """offline: as it lies in the cache. Raises ValueError with the key, NotFound where there is nothing."""
     from huggingface_hub import snapshot_download
     try:
-        return snapshot_download(params.repo_id, revision=params.revision, allow_patterns=["*.json", "*.safetensors"],
-                                 local_files_only=offline)
+        return Path(snapshot_download(params.repo_id, revision=params.revision, allow_patterns=list(patterns),
+                                      local_files_only=offline))
     except OSError as error:  # of the network, of the hub, of a repository or a revision that is not there
-        if offline:
-            return None
-        raise ValueError(f"pretrain_load.repo_id: {params.repo_id} at {params.revision} cannot be fetched: "
-                         f"{' '.join(str(error).split())}") from error
+        raise NotFound(f"pretrain_load.repo_id: {params.repo_id} at {params.revision} cannot be fetched: "
+                       f"{' '.join(str(error).split())}") from error
 
 
 def train_from_scratch(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tasks.core.agreement import Data
 from tasks.core.denoiser import build, inspect, load, read_weights, save
 from tasks.distill import stage as distill
+from tasks.pretrain_load import stage
 from tasks.pretrain_load.architectures import SCHEDULE, dit, unet
 from tasks.pretrain_load.preflight import fitted, inspected, planned
 from tasks.runtime.packed import PackedDenoiser
@@ -123,3 +125,66 @@ def test_a_package_draws_without_a_label_and_guides_by_the_null_label(tmp_path):
 def test_inspect_keeps_what_load_reads(tmp_path):
     found = inspect(unet_of(tmp_path))
     assert found.denoiser.sample_shape == load(tmp_path).sample_shape == (1, 8, 8)
+
+
+# ---- the hub
+
+HUB = {"source": "hub", "path": ".", "repo_id": "owner/name", "revision": "0123abc", "bank": 10, "bank_steps": 2, "seed": 0}
+TRAIN = stage.TrainParams(**SHAPE, steps=1, batch=1, lr=0.1, warmup=1, weight_decay=0.0, ema_decay=0.9, label_dropout=0.1,
+                          bf16=False)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """A repository; what is asked of it is copied into a cache by the library's own rule of patterns."""
+    import huggingface_hub
+    source, cache = unet_of(tmp_path / "remote"), tmp_path / "cache"
+
+    def download(repo_id, revision, allow_patterns, local_files_only):
+        if local_files_only and not cache.exists():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such snapshot")
+        files = [] if local_files_only else [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+        for name in huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return source
+
+
+def test_a_hub_model_is_looked_at_as_soon_as_it_is_there(hub, tmp_path):
+    params = stage.Params(**HUB, train=TRAIN)
+    known = {"data": Data(**vars(DATA) | {"num_classes": 0})}
+    assert stage.preflight(params, known) is None
+    stage.snapshot(params, ("*.json",))
+    assert stage.preflight(params, known) is None, "its weights may come yet"
+    assert stage.fetched(params) == tmp_path / "cache"
+    assert stage.preflight(params, known).sample_shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="data.side: 16 is not 8, the teacher's sample_size"):
+        stage.preflight(params, {"data": Data(**vars(DATA) | {"side": 16})})
+
+
+def test_no_weights_are_fetched_of_what_is_no_network_on_pixels(hub, tmp_path):
+    (hub / "vqvae").mkdir()
+    (hub / "vqvae/diffusion_pytorch_model.safetensors").write_bytes(b"large")
+    params = stage.Params(**HUB, train=TRAIN)
+    stage.fetched(params)
+    assert [p.parent.name for p in (tmp_path / "cache").rglob("*.safetensors")] == ["unet"], "nothing of what no part names"
+    index = json.loads((hub / "model_index.json").read_text())
+    (hub / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ValueError, match="model_index.json: vqvae: VQModel is a part"):
+        stage.fetched(params)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_hub_that_is_away_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise huggingface_hub.errors.OfflineModeIsEnabled("no\nroute")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match="^pretrain_load.repo_id: owner/name at 0123abc cannot be fetched: no route$"):
+        stage.fetched(stage.Params(**HUB, train=TRAIN))
