@@ -17,6 +17,7 @@ Left out: training of the mixed plan (students are of one grain); whole blocks a
 `permute.py` has it, and the arm `one_shot_permuted` of benchmarks/sparsity what it is worth.
 """
 
+import copy
 import csv
 import functools
 import re
@@ -40,7 +41,7 @@ from tasks.core.params import Goal, check_choice, check_range, suggestion
 from tasks.core.sampler import network
 from tasks.core.sparsity import GRAINS, kept_shares, mask_density
 from tasks.mask_search.allocate import TOLERANCE, Cut, Option, ceiling
-from tasks.mask_search.choose import CostModel, choose, cost_models
+from tasks.mask_search.choose import CostModel, choose, cost_models, macs_model, storage_model
 from tasks.mask_search.grams import bounded_statistics, check_widths
 from tasks.mask_search.masks import covered, granule, kept_count, misfit, misfits
 from tasks.mask_search.plans import Plan, describe, make_plans
@@ -129,6 +130,20 @@ def preflight(params: Params, known: dict) -> None:
                          f"{BASELINE} wants them")
     check_densities(hidden_units(teacher.model), params)
     check_memory(teacher, params)
+    if params.goal.target != "latency":  # times are not known yet
+        check_reach(teacher, params)
+
+
+def check_reach(teacher: Denoiser, params: Params) -> None:
+    """Whether removed units can save unit_share of MACs or storage, as `budget_of` says it. teacher: on the meta device."""
+    costs = layer_costs(Denoiser(copy.deepcopy(teacher.model).to("meta"), teacher.schedule))
+    model = macs_model(costs) if params.goal.target == "bitops" else storage_model(costs)
+    counted = {cost.name for cost in costs}
+    blocks = {unit_layers(units, counted): units for units in hidden_units(teacher.model)}
+    cuts = unit_cuts(blocks, params.densities, params.unit_multiple)
+    if cuts:
+        budget_of([Option(cut.layers, cut.grain, cut.density, 0.0, model.saved(cut.layers, cut.grain, cut.density))
+                   for cut in cuts], model, params)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:

@@ -243,6 +243,23 @@ def test_a_network_without_removable_units_goes_on_with_two_four(tmp_path, capsy
     assert choice["chosen"] == "2:4" and set(choice["predicted"]) == {"2:4"} and choice["budget"]["saved"] == 0
 
 
+@pytest.mark.parametrize("target", ["bitops", "size"])
+def test_a_budget_out_of_reach_is_known_before_anything_ran(target, tmp_path):
+    """As the stage itself says it, to the digit."""
+    params = replace(PARAMS, goal=replace(GOAL, target=target), densities=(0.25,), unit_share=0.74)
+    inputs = artifacts(tmp_path, tiny("dit"))
+    found = []
+    for look in (lambda: stage.preflight(params, {"pretrain_load": inspect(inputs["pretrain_load"] / "teacher").denoiser}),
+                 lambda: stage.run(params, inputs, tmp_path)):
+        with pytest.raises(ValueError, match=rf"^mask_search.unit_share: 0.74 is out of reach for target {target}; the near"):
+            try:
+                look()
+            except ValueError as error:
+                found.append(str(error))
+                raise
+    assert found[0] == found[1]
+
+
 def test_the_preflight_knows_shapes(tmp_path):
     """Of a network whose parameters are on the meta device."""
     save(tiny("unet"), tmp_path)
