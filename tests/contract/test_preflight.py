@@ -40,9 +40,9 @@ def repository(tmp_path, monkeypatch) -> Path:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file but the lock that a run takes."""
+    """Every file but the locks that a run takes."""
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name != "run.lock"}
+            if p.is_file() and p.suffix != ".lock"}
 
 
 def params(*changes: tuple[str, str]):
