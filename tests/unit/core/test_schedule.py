@@ -104,6 +104,15 @@ def test_what_a_ddim_config_keeps_of_other_schedulers_does_not_reach_a_package(t
     assert "lambda_min_clipped" not in config and json.dumps(config, allow_nan=False)
 
 
+@pytest.mark.parametrize("config, words", [
+    ({"_class_name": "PNDMScheduler"}, "DDIM (eta 0), spacing leading, x0 clipped to 1, in place of PNDMScheduler"),
+    ({"clip_sample": False, "timestep_spacing": "trailing"}, "DDIM (eta 0), spacing trailing, x0 not clipped"),
+    ({"thresholding": True}, "DDIM (eta 0), spacing leading, x0 thresholded"),
+])
+def test_how_dense_samples_is_said(config, words):
+    assert Schedule.from_config(config).dense_sampling == words
+
+
 # ---- the class
 
 def test_the_class_may_stand_in_model_index_alone(tmp_path):

@@ -19,6 +19,7 @@ from tasks.package.write import write_package
 from tasks.runtime.packed import PackedDenoiser
 from tasks.runtime.pipeline import CompressedPipeline
 from tasks.runtime.solver import clip_bound, data_prediction, integrate, solver_steps
+from tests.contract.reading import ROOT
 
 KINDS = ("epsilon", "v_prediction", "sample")
 CLIPPING = {"none": {"clip_sample": False}, "to 1": {"clip_sample": True},
@@ -203,6 +204,13 @@ def test_log_snr_spacing_where_a_log_snr_is_infinite(config, total, steps):
         lam = 0.5 * np.log(bars / (1 - bars))
         places = np.interp(np.linspace(lam[-1], lam[0], steps, endpoint=False), lam[::-1], np.arange(1000)[::-1])
         assert np.abs(places - found).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["mnist_dit", "mnist_unet"])
+def test_the_shipped_teachers_are_sampled_from_the_noisiest_timestep_on(name):
+    """As their cards' samples were."""
+    schedule = Schedule.read(ROOT / "tasks/pretrain_load/teachers" / name)
+    assert dense_recipe(schedule, 50).timesteps == tuple(range(999, 0, -20)) == spaced_timesteps(schedule, 50)
 
 
 def test_the_reference_of_a_short_schedule_is_half_of_its_timesteps_and_all():

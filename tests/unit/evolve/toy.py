@@ -20,7 +20,8 @@ from tasks.evolve.search import Strategy
 CONFIG = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2,
           "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_type": "ada_norm_zero",
           "norm_elementwise_affine": False}
-SCHEDULE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+SCHEDULE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing", "clip_sample": False}  # unclipped: dense steps as DDIM candidates do
 SERIAL = ClusterParams(address=None, workers=1, cpus_per_worker=1, gpus_per_worker=0.0, max_attempts=2, max_object_mb=64,
                        storage_uri=None, connect_timeout_s=20.0, start_timeout_s=300.0)
 PARAMS = stage.Params(
