@@ -50,6 +50,8 @@ def gates(report: dict, quality: dict) -> list[str]:
     closed = []
     if not report["met"]:
         closed.append(f"the goal was not met: {json.dumps(report, sort_keys=True)}")
+    if report.get("worth_compressing") is False:
+        closed.append("the teacher is not worth compressing: see the first line of the report")
     if VARIANT not in quality:
         closed.append(f"reports/fid.json has no row for {VARIANT}: its quality was not measured")
     return closed

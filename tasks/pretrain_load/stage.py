@@ -2,7 +2,8 @@
 
 Reads: data (train split, report net, reference statistics).
 Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples, as its own DDIMPipeline makes them),
-curve.csv when it was trained; report: how it samples, class accuracy, FID of the bank and of as many real images, parameters.
+curve.csv when it was trained; report: how it samples, class accuracy, FID, precision and recall of the bank and of as many real
+images, whether such a teacher is worth compressing, parameters.
 Left out: pipelines with a VAE or a text encoder, which are refused; weights that are not safetensors.
 """
 
@@ -21,14 +22,16 @@ from tasks.core.denoiser import Denoiser
 from tasks.core.model_folder import CONFIG, INDEX, NotFound, read_folder
 from tasks.core.params import check_choice, check_range
 from tasks.core.progress import track
-from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
+from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name, precision_recall
 from tasks.core.sampler import dense_recipe, labels_for, sample_in_chunks
+from tasks.core.teacher import doubt
 from tasks.data.features import load_feature_net, load_labels
 from tasks.pretrain_load import architectures
 from tasks.pretrain_load.preflight import architecture, fitted, inspected, planned
 from tasks.pretrain_load.train import train, zero_init
 
 INPUTS = ("data",)
+NEIGHBOURS = 3  # of improved precision and recall
 TEACHERS = Path("tasks/pretrain_load/teachers")
 
 
@@ -113,8 +116,11 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     labels = labels_for(range(len(bank)), teacher.num_classes)
     if labels is not None:
         np.save(out / "bank_labels.npy", labels.numpy())
+    numbers = judge(bank, labels, inputs["data"])
+    if why := doubt(numbers):
+        print(f"pretrain_load: {why}", flush=True)
     size = sum(p.numel() for p in teacher.model.parameters())
-    return Report({"parameters": size, "sampling": teacher.schedule.dense_sampling, **judge(bank, labels, inputs["data"])})
+    return Report({"parameters": size, "sampling": teacher.schedule.dense_sampling, **numbers, "worth_compressing": why is None})
 
 
 def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:
@@ -185,14 +191,20 @@ def sample_bank(teacher: Denoiser, params: Params, inputs: Inputs) -> np.ndarray
 
 
 def judge(bank: np.ndarray, labels: torch.Tensor | None, data: Path) -> dict:
-    """On the report net: FID to the holdout of the bank and of as many real training images; agreement with the labels."""
+    """On the report net: FID to the holdout, precision and recall of the bank and of as many real training images; agreement
+    with the labels. Precision and recall need more images than neighbours."""
     net = load_feature_net(data, "report")
     reference = Gaussian(*(np.load(data / f"reference_report_{part}.npy") for part in ("mu", "sigma")))
     train_images = np.load(data / "train.npy")
     real = train_images[evenly(len(train_images), len(bank), load_labels(data, "train"))]
     found, logits = features_and_logits(net, bank)
-    name = fid_name(len(bank))
-    numbers = {name: fid(found, reference), f"{name}_real": fid(features(net, real), reference)}
+    name, ours = fid_name(len(bank)), features(net, real)
+    numbers = {name: fid(found, reference), f"{name}_real": fid(ours, reference)}
+    holdout = features(net, np.load(data / "holdout.npy"))
+    if min(map(len, (found, ours, holdout))) > NEIGHBOURS:
+        for suffix, rows in (("", found), ("_real", ours)):
+            precision, recall = precision_recall(rows, holdout, NEIGHBOURS)
+            numbers |= {f"precision{suffix}": precision, f"recall{suffix}": recall}
     if labels is not None:
         numbers["class_accuracy"] = float((logits.argmax(1) == labels.numpy()).mean())
     return numbers

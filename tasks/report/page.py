@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.core.params import Goal
+from tasks.core.teacher import NOT_WORTH
 from tasks.report.results import Row, speedup
 from tasks.report.table import DASH, Column, cells, percent, share, significant, times
 from tasks.report.verdict import Verdict
@@ -49,7 +50,13 @@ def render(page: Page) -> str:
 
 
 def headline(verdict: Verdict) -> str:
-    """The two answers in one line; the one that hurts comes first."""
+    """The two answers in one line; the one that hurts comes first, a teacher that makes both meaningless before them."""
+    if not verdict.worth_compressing:
+        return f"{NOT_WORTH}; {answers(verdict)[0].lower()}{answers(verdict)[1:]}"
+    return answers(verdict)
+
+
+def answers(verdict: Verdict) -> str:
     goal = "goal met" if verdict.met else "goal not met"
     if verdict.beats_dull_best:
         return f"{goal.capitalize()}; beats what few steps and a lower precision give"

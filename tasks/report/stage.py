@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tasks.core.artifacts import ARTIFACTS, REPORTS, RUNS, Inputs, Report, read_json
 from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.teacher import doubt
 from tasks.report.page import Page, facts, render
 from tasks.report.results import Row, read_rows, settings
 from tasks.report.sections import all_plots, sheets
@@ -41,7 +42,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     fid, timings = read_json(REPORTS / "fid.json"), read_json(REPORTS / "benchmark.timings.json")
     rows, setting = read_rows(fid, read_json(REPORTS / "benchmark.json"), timings), (params.backend, params.batch)
     check_setting(rows, setting)
-    verdict, columns, runs = judge(rows, params.goal, setting), all_columns(rows, setting), read_runs()
+    verdict = judge(rows, params.goal, setting, doubt(read_json(REPORTS / "pretrain_load.json")))
+    columns, runs = all_columns(rows, setting), read_runs()
 
     page = Page(subject=subject(), verdict=verdict, facts=facts(rows, verdict, params.goal, setting),
                 rows=rows, columns=columns, caption=caption(rows, setting, timings),

@@ -38,7 +38,8 @@ class Verdict:
     gain_over_dull_best: float | None    # factor; above 1 is better
     loss_upper95: float | None
     nearest: str | None                  # variant that comes nearest, where the goal is not met
-    lines: tuple[Line, ...]              # dull_best first where it is not beaten
+    worth_compressing: bool              # whether the teacher is
+    lines: tuple[Line, ...]              # what speaks against the teacher first; then dull_best where it is not beaten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ class Scale:
                 "size": f"{significant(amount / 1e6)} MB"}[self.goal.target]
 
 
-def judge(rows: dict[str, Row], goal: Goal, setting: tuple[str, int]) -> Verdict:
+def judge(rows: dict[str, Row], goal: Goal, setting: tuple[str, int], doubt: str | None = None) -> Verdict:
+    """doubt: why the teacher is not worth compressing, if it is not; then that is said first."""
     scale, compressed = Scale(goal=goal, dense=rows["dense"], setting=setting), rows["compressed"]
     parts = (target_part(scale, compressed), quality_part(compressed, goal))
     met = all(part.holds for part in parts)
@@ -95,8 +97,9 @@ def judge(rows: dict[str, Row], goal: Goal, setting: tuple[str, int]) -> Verdict
     low, high = scale.timed and scale.certain(compressed) or (None, None)
     return Verdict(met=met, beats_dull_best=beats, gain=scale.amount(compressed), gain_low=low, gain_high=high,
                    gain_over_dull_best=over_dull_best(scale, compressed, rows["dull_best"]),
-                   loss_upper95=compressed.quality.get("loss_upper95"), nearest=nearest,
-                   lines=(goal_line, dull_line) if beats else (dull_line, goal_line))
+                   loss_upper95=compressed.quality.get("loss_upper95"), nearest=nearest, worth_compressing=doubt is None,
+                   lines=(*([Line(doubt, False)] if doubt else []),
+                          *((goal_line, dull_line) if beats else (dull_line, goal_line))))
 
 
 def holds_quality(row: Row, goal: Goal) -> bool:

@@ -387,6 +387,9 @@ def test_a_closed_gate_says_why():
     good = {"met": True}
     assert nightly.gates(good, {"compressed": {}}) == []
     assert len(nightly.gates({"met": False}, {})) == 2
+    assert nightly.gates(good | {"worth_compressing": True}, {"compressed": {}}) == []
+    assert nightly.gates(good | {"worth_compressing": False}, {"compressed": {}}) == [
+        "the teacher is not worth compressing: see the first line of the report"]
 
 
 @pytest.mark.parametrize("met", [True, False])

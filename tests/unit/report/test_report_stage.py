@@ -101,6 +101,22 @@ def test_the_first_line_says_when_dull_best_is_not_beaten(tree, tmp_path):
     assert html.index("Not shown to beat few steps") < html.index("goal met")
 
 
+def test_a_teacher_that_is_not_worth_compressing_is_said_before_all_else(tree, tmp_path):
+    teacher = read_json("reports/pretrain_load.json")
+    write_json("reports/pretrain_load.json", teacher | {"fid_1k": 53.0, "fid_1k_real": 0.33})
+    found, out = report(tree, tmp_path)
+    assert found.numbers["worth_compressing"] is False and found.numbers["met"] is True
+    first = "The teacher is not worth compressing: its fid_1k is 53, where as many real images score 0.33"
+    assert (out / "summary.txt").read_text().startswith(first)
+    html = (out / "report.html").read_text()
+    assert "<h1>The teacher is not worth compressing; goal met" in html
+    assert html.index(first) < html.index("Goal met by compressed")
+
+
+def test_a_teacher_without_a_doubt_is_not_mentioned(out):
+    assert "worth compressing" not in (out / "report.html").read_text() + (out / "summary.txt").read_text()
+
+
 def test_what_comes_from_files_is_escaped(tree, tmp_path):
     timings = read_json("reports/benchmark.timings.json")
     timings["machine"]["cpu"] = "<script>alert(1)</script>"
