@@ -31,7 +31,7 @@ repro: $(STAMP) ## the same work without Prefect: dvc repro
 	@$(IN_VENV) dvc repro
 
 test: $(STAMP) ## the fast tests
-	@$(IN_VENV) pytest -q
+	@$(IN_VENV) pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-all: $(STAMP) ## every test that this machine can run
 	@$(IN_VENV) pytest -q -m "slow or not slow"

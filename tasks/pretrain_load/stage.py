@@ -120,7 +120,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     if why := doubt(numbers):
         print(f"pretrain_load: {why}", flush=True)
     size = sum(p.numel() for p in teacher.model.parameters())
-    return Report({"parameters": size, "sampling": teacher.schedule.dense_sampling, **numbers, "worth_compressing": why is None})
+    return Report({"parameters": size, "sampling": teacher.schedule.dense_sampling, **numbers,
+                   "worth_compressing": why is None})
 
 
 def obtain(params: Params, inputs: Inputs) -> tuple[Denoiser, list[tuple[int, float]]]:
