@@ -41,11 +41,11 @@ def check_config(class_name: str, config: Mapping, path: Path = Path(CONFIG)) ->
         if full[key] not in choices:
             refuse(path, key, full[key], INSTEAD.get(key) or " or ".join(map(said, choices)))
     check_channels(path, full)
-    check_size(path, full, class_name)
-    check_classes(path, full, class_name)
     if class_name == UNET:
         check_blocks(path, full)
         check_timesteps(path, full)
+    check_size(path, full, class_name)
+    check_classes(path, full, class_name)
 
 
 def refuse(path: Path, key: str, value: Any, instead: str) -> None:
@@ -99,6 +99,8 @@ def check_classes(path: Path, config: Mapping, class_name: str) -> None:
 
 def check_blocks(path: Path, config: Mapping) -> None:
     for key, known in BLOCKS.items():
+        if not isinstance(config[key], (tuple, list)) or not config[key]:
+            refuse(path, key, config[key], f"a list of {', '.join(known)}")
         for name in config[key]:
             if str(name).removeprefix("UNetRes") not in known:
                 refuse(path, key, name, f"one of {', '.join(known)}")

@@ -126,27 +126,32 @@ def read_index(path: Path, class_name: str) -> list[Entry]:
 
 def read_header(path: Path, class_name: str) -> list[Entry]:
     """Eight bytes of length, then JSON: name -> dtype, shape, place. The file is as long as the places say."""
+    with open(path, "rb") as file:
+        start = file.read(len(LFS))
+        if start == LFS:
+            raise refusal(path, class_name, "a pointer of Git LFS in their place; `git lfs pull` fetches them")
+        length = int.from_bytes(start[:8], "little")
+        if len(start) < 8 or not 2 <= length <= MOST_HEADER:
+            raise refusal(path, class_name, "not safetensors, no header")
+        file.seek(8)
+        text, size = file.read(length), file.seek(0, 2)
     try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if start + file.read(len(LFS) - 8) == LFS:
-                raise refusal(path, class_name, "a pointer of Git LFS in their place; `git lfs pull` fetches them")
-            if len(start) < 8 or not 2 <= length <= MOST_HEADER:
-                raise refusal(path, class_name, "not safetensors, no header")
-            file.seek(8)
-            header = json.loads(file.read(length))
-            size = file.seek(0, 2)
-        header.pop("__metadata__", None)
-        entries = [Entry(path, name, str(of["dtype"]), tuple(map(int, of["shape"]))) for name, of in header.items()]
-        end = max((int(of["data_offsets"][1]) for of in header.values()), default=0)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, IndexError):
+        entries, end = parse_header(path, text)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):  # of JSON, and of what it holds
         raise refusal(path, class_name, "not safetensors, or its header is damaged") from None
     if size != 8 + length + end:
         raise refusal(path, class_name, f"cut short or damaged, {size} bytes where its header says {8 + length + end}")
     if not entries:
         raise refusal(path, class_name, "no tensor in it")
     return entries
+
+
+def parse_header(path: Path, text: bytes) -> tuple[list[Entry], int]:
+    """-> the tensors, and where the last of them ends."""
+    header = json.loads(text)
+    header.pop("__metadata__", None)
+    entries = [Entry(path, name, str(of["dtype"]), tuple(map(int, of["shape"]))) for name, of in header.items()]
+    return entries, max((int(of["data_offsets"][1]) for of in header.values()), default=0)
 
 
 def refusal(path: Path, class_name: str, why: str) -> ValueError:

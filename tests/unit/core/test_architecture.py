@@ -131,6 +131,8 @@ REFUSED = [
     ("UNet2DModel", blocks("DownBlock2D", "CrossAttnUpBlock2D"), "up_block_types: CrossAttnUpBlock2D is not one of UpBlock2D"),
     ("UNet2DModel", blocks("SkipDownBlock2D", "SkipUpBlock2D") | {"in_channels": 1, "out_channels": 1},
      "in_channels: 1 is not 3, which SkipDownBlock2D wants"),
+    ("UNet2DModel", {"down_block_types": None}, "down_block_types: null is not a list of DownBlock2D, "),
+    ("UNet2DModel", {"in_channels": "3"}, "in_channels: 3 is not 1 (grey) or 3 (RGB)"),
     ("UNet2DModel", {"in_channels": 4, "out_channels": 4}, "in_channels: 4 is not 1 (grey) or 3 (RGB)"),
     ("UNet2DModel", {"out_channels": 4}, "out_channels: 4 is not 3, as in_channels, or 6 with a learned variance"),
     ("UNet2DModel", {"sample_size": None}, "sample_size: null is not a number of pixels"),

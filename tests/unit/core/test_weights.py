@@ -220,6 +220,10 @@ def header_only(folder):
     (folder / "unet" / PLAIN).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
 
 
+def header(text: bytes):
+    return lambda folder: (folder / "unet" / PLAIN).write_bytes(len(text).to_bytes(8, "little") + text)
+
+
 def lfs(folder):
     (folder / "unet" / PLAIN).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
@@ -257,6 +261,8 @@ REFUSED = {
     "two variants": (both_variants, f"{PLAIN}: not found, but the variants ema, fp16; the one that is meant"),
     "cut short": (cut_short, f"{PLAIN}: cannot be read as UNet2DModel: cut short or damaged"),
     "empty": (header_only, f"{PLAIN}: cannot be read as UNet2DModel: no tensor in it"),
+    "no json": (header(b"[1, 2"), f"{PLAIN}: cannot be read as UNet2DModel: not safetensors, or its header is damaged"),
+    "no shape": (header(b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 0]}}'), "or its header is damaged"),
     "git lfs": (lfs, f"{PLAIN}: cannot be read as UNet2DModel: a pointer of Git LFS"),
     "shard gone": (sharded(lambda folder, index: next(folder.glob("*-00002-*")).unlink()),
                    "-00002-of-00002.safetensors: not found, but diffusion_pytorch_model.safetensors.index.json names it"),
