@@ -37,7 +37,7 @@ UNRELATED = ("INFERENCE_NUM_THREADS", "PERF_COUNT")  # properties that change no
 class Anatomy:
     """What has to be known of a graph before it is compiled."""
 
-    company: frozenset[str]  # for every operation its kind, what it reads and what reads it
+    company: frozenset[str]  # for every operation its kind and the kinds of those that it reads
     fatal: bool              # whether snippets would end the compiler
     rounds: bool             # whether activations are rounded to integers
 
@@ -141,10 +141,10 @@ def read_anatomy(tree: ElementTree.Element) -> Anatomy:
         sources[edge.get("to-layer")].append(edge.get("from-layer"))
         readers[edge.get("from-layer")].append(edge.get("to-layer"))
 
-    def named(ids: Sequence[str]) -> str:
-        return ",".join(sorted({kinds[i] for i in ids}))
+    def read_by(node: str) -> str:
+        return ",".join(sorted({"given" if kinds[i] in GIVEN else kinds[i] for i in sources[node]}))
 
-    company = frozenset(f"{named(sources[i])}>{kind}>{named(readers[i])}" for i, kind in kinds.items())
+    company = frozenset(f"{read_by(node)}>{kind}" for node, kind in kinds.items())
     return Anatomy(company, is_fatal(kinds, sources, readers), "FakeQuantize" in kinds.values())
 
 
@@ -171,7 +171,7 @@ def others(sources: Sequence[str], one: str) -> list[str]:
 def rehearse(plans: Sequence[Plan]) -> None:
     """Let a child compile and run the graphs that hold what was not compiled on this machine before. Raises ValueError where
     that kills it."""
-    new = [plan for plan in plans if not plan.company <= known(plan.setting)]
+    new = new_ones(plans)
     if not new:
         return
     given = json.dumps([[str(plan.path.absolute()), plan.batch, dict(plan.properties)] for plan in new])
@@ -185,6 +185,16 @@ def rehearse(plans: Sequence[Plan]) -> None:
     if child.returncode == 0:
         for plan in new:
             remember(plan)
+
+
+def new_ones(plans: Sequence[Plan]) -> list[Plan]:
+    """Those that hold what neither an earlier run nor an earlier one of them holds."""
+    seen, found = {plan.setting: set(known(plan.setting)) for plan in plans}, []
+    for plan in plans:
+        if not plan.company <= seen[plan.setting]:
+            found.append(plan)
+            seen[plan.setting] |= plan.company
+    return found
 
 
 def command() -> list[str]:

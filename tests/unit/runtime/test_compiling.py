@@ -18,13 +18,13 @@ from tasks.runtime.precision import apply_precision, calibrate_ranges
 
 TIMES = torch.tensor([900, 500, 10])
 SCALE_SHIFT = {"resnet_time_scale_shift": "scale_shift"}
-K_BLOCKS = {"down_block_types": ["KDownBlock2D"] * 2, "up_block_types": ["KUpBlock2D"] * 2, "block_out_channels": [32, 64]}
+K_BLOCKS = {"down_block_types": ["KDownBlock2D"], "up_block_types": ["KUpBlock2D"], "block_out_channels": [32]}
 
 
 def tiny_unet(change):
     torch.manual_seed(0)
-    small = {"block_out_channels": [8, 16], "layers_per_block": 1, "down_block_types": ["DownBlock2D"] * 2,
-             "up_block_types": ["UpBlock2D"] * 2}
+    small = {"block_out_channels": [8], "layers_per_block": 1, "down_block_types": ["DownBlock2D"],
+             "up_block_types": ["UpBlock2D"], "add_attention": False}
     made = build("UNet2DModel", {**unet(8, 1, width=8), **small, **change}, SCHEDULE)
     made.model.eval().requires_grad_(False)
     for parameter in made.model.parameters():  # the shifts and scales start at 0 and 1

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from tasks.core import disk
 from tasks.core.denoiser import build
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.package.write import seal, write_package
@@ -131,6 +132,40 @@ def test_a_manifest_that_means_nothing_is_refused(package, nothing_compiles, ope
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ValueError, match=f"package.json: .*{message}"):
         opened(package)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Two of one architecture, with weights of their own."""
+    made = [build("DiTTransformer2DModel", dit(8, 1, 4, width=32, depth=1, heads=2, patch=2), SCHEDULE) for _ in range(2)]
+    for seed, one in enumerate(made):
+        rng = torch.Generator().manual_seed(seed)
+        for parameter in one.model.parameters():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=rng)
+    return [one.model.eval() for one in made]
+
+
+def test_a_graph_that_is_open_outlives_another_export_into_its_folder(networks, tmp_path):
+    """A compiled graph goes on reading its file."""
+    inputs = torch.ones(2, 1, 8, 8), torch.tensor([900, 500]), torch.tensor([0, 1])
+    export(networks[0], Recipe(timesteps=(900, 500, 100), cache=PLAN), tmp_path)
+    predict, weights = open_graph(tmp_path, 2, 1), (tmp_path / "weights.bin").read_bytes()
+    before, read = predict(*inputs, 0), (tmp_path / "weights.bin").open("rb")
+    export(networks[1], Recipe(timesteps=(900,)), tmp_path)
+    assert read.read() == weights != (tmp_path / "weights.bin").read_bytes()
+    assert torch.equal(predict(*inputs, 0), before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.xml", "graph.json", "weights.bin"]
+    assert not torch.equal(open_graph(tmp_path, 2, 1)(*inputs, 0), before)
+
+
+def test_an_export_that_is_cut_short_is_noticed(networks, tmp_path, nothing_compiles, monkeypatch):
+    """The index comes last: until then it names the files that were there before."""
+    export(networks[0], Recipe(timesteps=(900,)), tmp_path)
+    monkeypatch.setattr(disk, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+    with pytest.raises(OSError, match="no room"):
+        export(networks[1], Recipe(timesteps=(900,)), tmp_path)
+    with pytest.raises(ValueError, match="weights.bin: expected .* found"):
+        open_graph(tmp_path, 2, 1)
 
 
 def test_a_package_copied_over_another_leaves_what_reads_it_alone(package, tmp_path):
