@@ -41,12 +41,13 @@ class Params:
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     fid, timings = read_json(REPORTS / "fid.json"), read_json(REPORTS / "benchmark.timings.json")
     rows, setting = read_rows(fid, read_json(REPORTS / "benchmark.json"), timings), (params.backend, params.batch)
+    teacher = read_json(REPORTS / "pretrain_load.json")
     check_setting(rows, setting)
-    verdict = judge(rows, params.goal, setting, doubt(read_json(REPORTS / "pretrain_load.json")))
+    verdict = judge(rows, params.goal, setting, doubt(teacher))
     columns, runs = all_columns(rows, setting), read_runs()
 
     page = Page(subject=subject(), verdict=verdict, facts=facts(rows, verdict, params.goal, setting),
-                rows=rows, columns=columns, caption=caption(rows, setting, timings),
+                rows=rows, columns=columns, caption=caption(rows, setting, timings, teacher),
                 sheets=sheets(inputs["fid"], rows, params.images, params.columns),
                 plots=all_plots(rows, setting, inputs, params.goal.target),
                 walls={stage: record["wall_s"] for stage, record in runs.items()},

@@ -178,8 +178,8 @@ def long_form(rows: dict[str, Row], columns: Iterable[Column]) -> list[tuple[str
 
 # ---- README ----
 
-def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict) -> str:
-    """Which machine and which protocol the numbers are of: one sentence for each."""
+def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict, teacher: dict) -> str:
+    """Which machine and which protocol the numbers are of: one sentence for each. teacher: what pretrain_load reports."""
     machine, protocol, fid = timings["machine"], timings["protocol"], fid_key(rows)
     sd, real = rows["dense"].quality.get("fid_sd"), rows["dense"].quality.get("fid_real")
     above = f", {fid} of dense having a standard error of {significant(sd)}, samples and holdout resampled" if sd else ""
@@ -192,7 +192,7 @@ def caption(rows: dict[str, Row], setting: tuple[str, int], timings: dict) -> st
             f"“× eager fp32” and “× same fp32” compare with dense in eager PyTorch and on the same "
             f"backend. “95 % bound” is the upper bound of the relative {fid_key(rows)} increase over dense (paired "
             f"bootstrap){above}; fidelity is the feature distance to dense's images of the same seeds, 1 being what "
-            f"twice dense's steps change.")
+            f"twice dense's steps change.{f' dense is {dense}.' if (dense := teacher.get('sampling')) else ''}")
 
 
 def meanwhile(load: dict) -> str:
@@ -214,7 +214,7 @@ def readme_block(reports: Path) -> str:
     rows = read_rows(read_json(reports / "fid.json"), read_json(reports / "benchmark.json"), timings)
     setting = (verdict["backend"], verdict["batch"])
     columns = compact_columns(rows, setting, more=["loss_above_real"])
-    return f"{markdown(rows, columns)}\n{caption(rows, setting, timings)}\n"
+    return f"{markdown(rows, columns)}\n{caption(rows, setting, timings, read_json(reports / 'pretrain_load.json'))}\n"
 
 
 def with_tables(readme: str, root: Path = Path()) -> str:

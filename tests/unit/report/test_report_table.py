@@ -106,14 +106,15 @@ def test_the_terminal_table_is_aligned_and_fits_100_columns(rows):
 
 
 def test_the_caption_names_machine_and_protocol(rows):
-    said = caption(rows, SETTING, benchmark_reports()[1])
+    said = caption(rows, SETTING, benchmark_reports()[1], {"sampling": "DDIM (eta 0), spacing leading, x0 not clipped"})
     assert "Example CPU" in said and "2 threads" in said and "openvino, batch 32" in said and "other work" not in said
+    assert said.endswith("change. dense is DDIM (eta 0), spacing leading, x0 not clipped.")
 
 
 @pytest.mark.parametrize("cpus, words", [(0.1, "rounds. “"), (0.84, "rounds, while other work kept 0.8 of 2 CPUs busy. “")])
 def test_the_caption_says_when_the_machine_had_other_work(rows, cpus, words):
     timings = benchmark_reports()[1] | {"load": {"foreign_cpus": cpus, "cpus": 2}}
-    assert words in caption(rows, SETTING, timings)
+    assert words in caption(rows, SETTING, timings, {})
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def reports(tmp_path):
     for folder, backend in (("some/reports", "eager"), ("other", "openvino")):
         (tmp_path / folder).mkdir(parents=True)
         for name, report in {"fid": fid_report(), "benchmark": costs, "benchmark.timings": timings,
-                             "report": {"backend": backend, "batch": 1}}.items():
+                             "report": {"backend": backend, "batch": 1}, "pretrain_load": {}}.items():
             write_json(tmp_path / folder / f"{name}.json", report)
     return tmp_path
 
