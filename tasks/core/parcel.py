@@ -35,9 +35,11 @@ class Parcel:
         if folder.parent.stat().st_uid != os.getuid():
             raise ValueError(f"{folder.parent}: belongs to user {folder.parent.stat().st_uid}; expected a folder of our own")
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            self.unpack_into(Path(aside) / "whole")
+            whole = Path(aside) / "whole"
+            whole.mkdir()
+            self.unpack_into(whole)
             try:
-                (Path(aside) / "whole").rename(folder)
+                whole.rename(folder)
             except OSError:
                 if not folder.exists():
                     raise

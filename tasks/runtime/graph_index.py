@@ -13,7 +13,7 @@ from tasks.runtime.cache import sources, weights_of
 from tasks.runtime.checks import check_file, check_manifest, read_object
 from tasks.runtime.compiling import WEIGHTS
 from tasks.runtime.meaning import check_precision, check_timesteps, is_list, is_number, short
-from tasks.runtime.packed import MANIFEST, RECIPE, SCHEDULER, read_manifest
+from tasks.runtime.packed import MANIFEST, RECIPE, SCHEDULER, blamed_on, read_manifest
 from tasks.runtime.precision import widths
 
 INDEX = "graph.json"
@@ -66,6 +66,7 @@ def weight_bits(precision: Mapping[str, str]) -> int:
 def read_index(folder: Path) -> dict:
     """`graph.json` of a folder, once its files are found to be those that were exported, and of a package those that it was
     sealed with. Raises ValueError otherwise, and where the package's recipe means nothing or is not the graph's."""
+    folder = folder.absolute()
     packaged = folder.name == "openvino" and (folder.parent / MANIFEST).exists()
     if packaged:
         check_sealed(folder.parent, f"{folder.name}/{INDEX}")
@@ -92,11 +93,10 @@ def check_sealed(package: Path, name: str) -> None:
 def check_same(folder: Path, index: dict) -> None:
     """Raise ValueError unless the recipe of the package means something, and the graph is its form."""
     path = folder.parent / RECIPE
-    try:
-        recipe = Recipe.from_json(read_object(path))
-        check_timesteps(recipe.timesteps, read_object(folder.parent / SCHEDULER).get("num_train_timesteps", 1000))
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    data, schedule = read_object(path), read_object(folder.parent / SCHEDULER)
+    with blamed_on(path):
+        recipe = Recipe.from_json(data)
+        check_timesteps(recipe.timesteps, schedule.get("num_train_timesteps", 1000))
     wanted, found = lowered(recipe.precision), index["precision"]
     for layer in sorted(wanted.keys() | found.keys()):
         if wanted.get(layer) != found.get(layer):
@@ -118,7 +118,8 @@ def check_index(path: Path, index: dict) -> None:
         raise ValueError(f"{path}: steps: {short(steps)} is not a list of graphs between 0 and {len(forms) - 1}")
     if not isinstance(terms, dict) or not all(is_sums(rows, len(steps or ())) for rows in terms.values()):
         raise ValueError(f"{path}: sums: {short(terms)} does not give for each step the earlier ones that an output is made of")
-    check_precision(index["precision"])
+    with blamed_on(path):
+        check_precision(index["precision"])
     check_manifest(path, index["files"])
     names = {WEIGHTS, *(f"{i}.xml" for i in range(len(forms)))}
     if index["files"].keys() != names:

@@ -45,6 +45,8 @@ def check_keys(what: str, data: Any, known: Sequence[str], needed: Sequence[str]
 
 def check_timesteps(steps: Any, total: int | None = None) -> None:
     """Whole numbers, strictly decreasing, from below `total` to 0 at the least; one at least."""
+    if total is not None and (type(total) is not int or total < 1):
+        raise ValueError(f"recipe: timesteps: the schedule's num_train_timesteps {short(total)} is not a whole number from 1")
     top = "T - 1" if total is None else total - 1
     if not isinstance(steps, (list, tuple)):
         raise ValueError(f"recipe: timesteps {short(steps)} is not a list of whole numbers")

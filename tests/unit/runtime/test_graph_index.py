@@ -106,7 +106,7 @@ def test_an_index_that_means_nothing_is_refused(package, nothing_compiles, chang
     path = package / "openvino" / "graph.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     seal(package)
-    refused(package, f"(graph.json: |recipe: ).*{message}")
+    refused(package, f"graph.json: .*{message}")
 
 
 @pytest.mark.parametrize("content, message", [("{", "not JSON at line 1"), ("[]", "holds list"), ("{}", "older version"),

@@ -196,3 +196,18 @@ def test_other_files_of_a_package_mean_something_too(package, name, change, mess
     finally:
         (package / name).write_bytes(original)
         seal(package)
+
+
+@pytest.mark.parametrize("steps", ["1000", 0, 1000.0, True, [1000]])
+def test_a_schedule_without_a_length_is_refused(package, nothing_compiles, steps):
+    path = package / "scheduler" / "scheduler_config.json"
+    original = path.read_bytes()
+    write_json(path, {**json.loads(original), "num_train_timesteps": steps})
+    seal(package)
+    try:
+        for opened in (lambda: open_graph(package / "openvino", 2, 1), lambda: open_model(package / "denoiser")):
+            with pytest.raises(ValueError, match="num_train_timesteps .* is not a whole number from 1"):
+                opened()
+    finally:
+        path.write_bytes(original)
+        seal(package)
