@@ -11,6 +11,7 @@ from pathlib import Path
 import networkx as nx
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from prefect.settings import PREFECT_HOME
 
 from tasks.core import disk
@@ -30,8 +31,9 @@ def dag(until: str | None = None) -> dict[str, tuple[str, ...]]:
     until: only this stage and all it needs; None: every stage.
     """
     with Repo(".") as repo:
-        names = [stage.name for stage in repo.index.stages]
-        upstream = nx.relabel_nodes(repo.index.graph, lambda stage: stage.name)
+        stages = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]  # data of `dvc add` runs nothing
+        names = [stage.name for stage in stages]
+        upstream = nx.relabel_nodes(repo.index.graph.subgraph(stages), lambda stage: stage.name)
     if until not in (None, *names):
         raise ValueError(f"until: {until!r} is not one of {', '.join(names)}")
     if until is not None:

@@ -1,5 +1,10 @@
 """The night's run: the pipeline, then the gates, then promotion and push. A package before a closed gate is never promoted."""
 
+from flows import ending
+
+if __name__ == "__main__":
+    ending.heed()  # before the imports that take seconds
+
 import json
 import shutil
 import sys
@@ -8,9 +13,10 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows import freshness
+from flows import freshness, remote
 from flows.compress import STAGE_TIMEOUT_H, bring_up_to_date, one_at_a_time
 from flows.screen import take_over
+from flows.server import start_server
 from flows.stages import say
 from tasks.core.artifacts import ARTIFACTS, MANIFEST, REPORTS, RUNS, hash_file, read_json, validate
 
@@ -22,6 +28,7 @@ CURRENT = "current"
 @flow(name="nightly", validate_parameters=False)
 def nightly(scale: str | None = "full", promoted: str = f"{RUNS}/promoted", stage_timeout_h: float = STAGE_TIMEOUT_H) -> State:
     """promoted: the folder that holds one package per promotion and `current`, a link to the newest."""
+    ending.heed_again()
     with one_at_a_time(say):  # to the end: another run would delete what is judged, copied and pushed
         state = bring_up_to_date(scale, None, stage_timeout_h)
         if not state.is_completed():
@@ -81,11 +88,12 @@ def push_if_remote() -> None:
     if not freshness.has_remote():
         say("no DVC remote is configured (dvc remote add -d NAME URL): artifacts stay on this machine")
         return
-    freshness.exchange("push", "--run-cache")
+    remote.push()
     say("pushed to the DVC remote")
 
 
 if __name__ == "__main__":
     take_over()
+    start_server()
     state = nightly(return_state=True)
     sys.exit(0 if state.is_completed() else f"error: {state.message}")

@@ -1,4 +1,4 @@
-"""`dvc repro` of one stage, in a process that ends with its run: `python -m flows.repro [--force] STAGE`."""
+"""`dvc repro` of one stage, in a process that ends with its run: `python -m flows.repro [-f] STAGE`."""
 
 import os
 import sys
@@ -10,17 +10,15 @@ from dvc.stage import PipelineStage
 from tasks.core import lifeline
 
 
-def main(stage: str, force: bool) -> int:
-    """-> DVC's exit status. It is the leader of its process group, so what it started ends with it.
-
-    force: run the stage although nothing that it depends on changed.
-    """
+def main(arguments: list[str]) -> int:
+    """arguments: of `dvc repro -s`, the stage last. -> DVC's exit status. This process leads its group, so what it started ends
+    with it."""
     lifeline.hold(lifeline.end_my_group)
     os.environ[lifeline.MASTER] = str(os.getpid())
-    if not force and (lost := bring(stage)):
+    if len(arguments) == 1 and (lost := bring(arguments[0])):  # `-f` wants no earlier result
         print(lost, flush=True)
     from dvc.cli import main as dvc
-    return dvc(["--wait-for-lock", "repro", "-s", *(["-f"] if force else []), stage])
+    return dvc(["--wait-for-lock", "repro", "-s", *arguments])
 
 
 def bring(stage: str) -> str | None:
@@ -52,4 +50,4 @@ def known_result(repo: Repo, stage: str) -> PipelineStage | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[-1], force=sys.argv[1] == "--force"))
+    sys.exit(main(sys.argv[1:]))

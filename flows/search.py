@@ -6,7 +6,13 @@ runs inside the cluster, and finished evaluations are never paid twice, so it ma
 and shows its log. The DVC remote, if there is one, gives the job what is computed already, and takes what it finds.
 """
 
+from flows import ending
+
+if __name__ == "__main__":
+    ending.heed()  # before the imports that take seconds
+
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -15,14 +21,16 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import State
 
-from flows import freshness
+from flows import freshness, remote, shipping
 from flows.compress import STAGE_TIMEOUT_H, compress, main
+from tasks.core.cluster import INSIDE
 from tasks.core.params import PARAMS_FILE, validate_all
 from tasks.core.ray_job import follow, submit
 
 LAST = "evolve"
 LEFT_OUT = ("/artifacts/", "/runs/", "/.venv/", "/.git/", "/.dvc/cache/", "/.dvc/tmp/", "/.dvc/config.local", "__pycache__/",
             ".*_cache/")
+HOME = "`dvc fetch --run-cache` and `make run` bring it home"
 
 
 @flow(name="search", validate_parameters=False)
@@ -32,34 +40,35 @@ def search(scale: str | None = None, stage_timeout_h: float = STAGE_TIMEOUT_H) -
 
 def send(address: str, arguments: list[str]) -> int:
     """The search as a job of the cluster whose dashboard is at `address`. -> exit status."""
-    inside = validate_all()["cluster"]["address"] or "null"
-    if inside != "auto":
-        raise ValueError(f"{PARAMS_FILE}: cluster.address: {inside}, but a job runs inside of its cluster: write auto")
+    params = validate_all()
+    if (named := params["cluster"]["address"]) not in (None, "auto"):
+        raise ValueError(f"{PARAMS_FILE}: cluster.address: {named}, but a job runs inside of its cluster: write auto or null")
+    freshness.check_paths(params)
+    shipping.check(params, LAST, LEFT_OUT)
     if not freshness.has_remote():
         print("no DVC remote is configured (dvc remote add -d NAME URL): the job computes everything itself, and what it finds "
               "stays on the cluster", flush=True)
     job = submit(address, shlex.join(["python", "-m", "flows.search", "--job", *arguments]), Path("."), LEFT_OUT)
     print(f"{job}: submitted; `ray job logs {job}` shows it again, `ray job stop {job}` ends it", flush=True)
-    try:
+    with ending.heeded(f"{job}: goes on without us"):
         return 0 if follow(address, job) else 1
-    except KeyboardInterrupt:
-        print(f"\n{job}: goes on without us", file=sys.stderr)
-        return 130
 
 
 def work(arguments: list[str]) -> int:
     """The job's own part, in the folder as it was shipped: without history, cache and artifacts. -> exit status."""
+    os.environ[INSIDE] = "auto"
     subprocess.run([sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"], check=True)
-    remote = freshness.has_remote()
-    if remote:
-        freshness.exchange("pull", "--run-cache", "--allow-missing")
+    there = freshness.has_remote()
+    if there:
+        freshness.exchange("fetch", "--run-cache")
+        freshness.exchange("checkout", "--allow-missing")
     status = main(arguments, until=LAST)
-    if remote and status == 0:
+    if there and status in (0, 1):  # a search that failed has finished some stages, too
         try:
-            freshness.exchange("push", "--run-cache")
+            remote.push()
         except RuntimeError as error:
-            raise RuntimeError(f"the search is done, but what it found stays here: {error}") from error
-        print("pushed to the DVC remote: `dvc pull --run-cache` and `make run` bring it home", flush=True)
+            raise RuntimeError(f"what the search has found stays here: {error}") from error
+        print(f"pushed to the DVC remote: {HOME}", flush=True)
     return status
 
 

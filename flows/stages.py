@@ -65,7 +65,7 @@ def run_stage(stage: str, timeout_s: float, fresh: bool = False, force: bool = F
 
 
 def command(stage: str, force: bool = False) -> list[str]:
-    return [sys.executable, "-m", "flows.repro", *(["--force"] if force else []), stage]
+    return [sys.executable, "-m", "flows.repro", *(["-f"] if force else []), stage]
 
 
 def environment(stage: str) -> dict[str, str]:

@@ -185,6 +185,7 @@ def start_local(params: ClusterParams) -> None:
             print(f"cluster: Ray did not start ({in_short(error)}); once more", flush=True)
             ray.shutdown()
             start()
+    speak_shortly()
 
 
 @contextlib.contextmanager
@@ -220,6 +221,19 @@ def join(params: ClusterParams) -> None:
             ray.init(address=params.address, logging_level="ERROR", runtime_env=to_ship(job))
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"cluster.address: {params.address}: {in_short(error)}") from None
+    speak_shortly()
+
+
+def speak_shortly() -> None:
+    """Ray tells the driver of every worker that dies, in a thousand letters, whatever it was asked; that is ours to say."""
+    from ray._private import worker
+
+    def tell(said: Mapping[str, Any], *_, **__) -> None:
+        for line in said["lines"]:
+            if "worker died" not in line:
+                print(f"cluster: {in_short(line)}", flush=True)
+
+    worker.print_to_stdstream = tell
 
 
 def to_ship(job: Mapping[str, Any]) -> dict:
@@ -234,7 +248,7 @@ def to_ship(job: Mapping[str, Any]) -> dict:
     return shipped if "excludes" in job else shipped | {"excludes": ["__pycache__"]}
 
 
-def in_short(error: BaseException) -> str:
+def in_short(error: BaseException | str) -> str:
     """The first sentence of what Ray said, which may run over pages, in one line."""
     said = " ".join(str(error).split()) or type(error).__name__
     sentence = re.split(r"(?<=[^.][.;!?]) (?=[^a-z])", said, maxsplit=1)[0].rstrip(" .;")

@@ -38,8 +38,8 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TE
 def main(stage: ModuleType) -> None:
     """Run one stage at the top of the repository. A user's mistake is one line on stderr and exit status 2."""
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
-    end_tidily()
     try:
+        end_tidily()
         read_params()  # first: elsewhere than at the top of the repository the lock would leave a folder behind
         with one_at_a_time(STAGE_LOCK, "another stage is at work in this folder; waiting for it to end", tell):
             leftovers.clear(leftovers.OF_STAGES)

@@ -121,3 +121,16 @@ def test_nothing_but_results_on_the_screen():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": "."})
     assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_line_on_the_screen(tmp_path):
+    """Ray's own account of it comes seconds later, to whoever is the driver, and has a thousand letters."""
+    code = ("import sys, time; from pathlib import Path; from tests.faults.test_cluster_faults import *\n"
+            "print(list(PARALLEL.map(functools.partial(make_killed_once, Path(sys.argv[1])), range(8), 't', lookahead=2)))\n"
+            "time.sleep(5)")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": "."})
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if "died" in line] == ["t: the worker of item 3 died (ActorDiedError), 1 of 2 times"]
+    assert lines[-1] == str([x * x for x in range(8)]) and done.stderr == ""

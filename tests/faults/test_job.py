@@ -1,11 +1,18 @@
-"""The folder as a Ray job of a real cluster: what travels, what does not, whose token counts."""
+"""The folder as a Ray job of a real cluster: what travels, what does not, whose token counts, what comes home."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
-from tests.faults.raylets import Raylet, environment, free_port
+from tasks.core.params import resolve
+from tests.contract.reading import tracked
+from tests.faults.raylets import ROOT, Raylet, environment, free_port
 
 SUBMIT = """
 import sys
@@ -21,13 +28,23 @@ except ValueError as error:
 
 
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory):
-    """-> the address of a head's dashboard."""
+def head(tmp_path_factory):
+    """As infra/README.md starts one that serves its own machine alone; a job's `python` is that of the head's PATH."""
     port, dashboard, agent = free_port(), free_port(), free_port()  # the agent's default port may be another Ray's
+    own = environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", PATH=os.pathsep.join([str(Path(sys.executable).parent),
+                                                                                 os.environ["PATH"]]))
+    own.pop("PYTHONPATH")  # what a job has came with it
     raylet = Raylet("--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-port={dashboard}",
-                    f"--dashboard-agent-listen-port={agent}", room=tmp_path_factory.mktemp("head"), environment=environment())
-    yield f"http://127.0.0.1:{dashboard}"
+                    f"--dashboard-agent-listen-port={agent}", room=tmp_path_factory.mktemp("head"), environment=own)
+    raylet.dashboard = f"http://127.0.0.1:{dashboard}"
+    yield raylet
     raylet.stop()
+
+
+@pytest.fixture
+def dashboard(head):
+    """-> the address of a head's dashboard."""
+    return head.dashboard
 
 
 @pytest.fixture
@@ -66,10 +83,82 @@ def test_another_token_is_refused_in_one_line(dashboard, folder):
     assert said.startswith(f"refused: --address: {dashboard}: ")
 
 
-def test_the_flow_refuses_a_params_file_that_would_leave_the_cluster_idle():
-    """cluster.address is null in the file that ships: the job would search on one node, in a Ray of its own."""
-    done = subprocess.run([sys.executable, "-m", "flows.search", "--address", "http://127.0.0.1:1"], text=True,
+@pytest.mark.slow
+def test_a_head_of_one_machine_listens_on_the_loopback_only(head):
+    """`--node-ip-address 127.0.0.1` would not do: Ray 2.60 listens on all addresses then, too."""
+    addresses = {connection.laddr.ip for process in head.tree() for connection in process.net_connections("inet")
+                 if connection.status == psutil.CONN_LISTEN}
+    assert addresses and all(address.removeprefix("::ffff:").startswith("127.") or address == "::1" for address in addresses)
+
+
+MINIATURE = {  # of everything that takes time; nothing of it is good
+    "cluster": {"workers": 1, "connect_timeout_s": 300.0},
+    "data": {"source": "digits", "epochs": 1, "holdout": 100},
+    "pretrain_load": {"bank": 10, "bank_steps": 2},
+    "profile": {"repeats": 3},
+    "mask_search": {"images": 2, "steps": 2, "inputs": 4, "densities": [0.5]},
+    "distill": {"steps": 2, "warmup": 1, "batch": 4, "holdout": 4},
+    "cache_learn": {"base_steps": 4, "grid": 4, "error_samples": 2, "max_gap": 2, "validation": 2,
+                    "router": {"steps": 2, "batch": 2}, "refine": {"images": 2, "tries": 0},
+                    "weights": {"steps": 1, "batch": 2}},
+    "evolve": {"evaluations": 3, "single_evaluations": 1, "lookahead": 2, "steps": [4, 6],
+               "protocol": {"images": 2, "chunk": 2, "calibration_images": 32, "calibration_steps": 4}}}
+UNTIL_EVOLVE = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve")
+
+
+def merge(block: dict, other: dict) -> dict:
+    return block | {key: merge(block[key], value) if isinstance(value, dict) else value for key, value in other.items()}
+
+
+def clone(room: Path, store: Path) -> Path:
+    """This repository, as git knows it, with small numbers and a DVC remote; nothing was run in it."""
+    for path in tracked():
+        (room / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, room / path.relative_to(ROOT))
+    params = resolve(yaml.safe_load((room / "params.yaml").read_text()), "quick")
+    (room / "params.yaml").write_text(yaml.safe_dump(merge(params, MINIATURE), sort_keys=False))
+    with (room / ".dvc/config").open("a") as config:
+        config.write(f"    remote = store\n['remote \"store\"']\n    url = {store}\n")
+    subprocess.run(["git", "init", "-q"], cwd=room, check=True)
+    return room
+
+
+@pytest.mark.slow
+def test_a_search_outlives_the_laptop_and_comes_home(dashboard, tmp_path):
+    own = environment(PREFECT_HOME=str(tmp_path / "prefect"), TMPDIR=str(tmp_path))
+    own.pop("PYTHONPATH")
+    laptop, home = clone(tmp_path / "laptop", tmp_path / "store"), clone(tmp_path / "home", tmp_path / "store")
+    command = [sys.executable, "-m", "flows.search", "--address", dashboard]
+    with subprocess.Popen(command, cwd=laptop, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sent:
+        lines = []
+        for line in sent.stdout:
+            lines.append(line)
+            if "data: done" in line:
+                break
+        assert sent.poll() is None, "".join(lines)
+        sent.kill()
+    job = next(line.split(":")[0] for line in lines if ": submitted;" in line)
+    code = f"from tasks.core.ray_job import follow; print('succeeded' if follow({dashboard!r}, {job!r}) else 'failed')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=laptop, env=own, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "succeeded", done.stdout + done.stderr
+    assert "bring it home" in done.stdout
+
+    subprocess.run([sys.executable, "-m", "dvc", "fetch", "-q", "--run-cache"], cwd=home, env=own, check=True)
+    done = subprocess.run(command[:3], cwd=home, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh = [line for line in done.stdout.splitlines() if line.endswith(": fresh")]
+    assert fresh == [f"{stage}: fresh" for stage in UNTIL_EVOLVE]
+    assert " done in " not in done.stdout and (home / "artifacts/evolve/manifest.json").exists()
+
+
+def test_the_flow_refuses_a_params_file_that_names_another_cluster(tmp_path):
+    """A job runs inside of its cluster; with the address of a head, its driver would join that one."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["cluster"]["address"] = "head:6379"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "tasks").symlink_to(ROOT / "tasks")
+    done = subprocess.run([sys.executable, "-m", "flows.search", "--address", "http://127.0.0.1:1"], cwd=tmp_path, text=True,
                           env=environment(), capture_output=True, check=False, timeout=300)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == ("error: params.yaml: cluster.address: null, but a job runs inside of its cluster: "
-                                            "write auto")
+    assert done.stderr.splitlines()[-1] == ("error: params.yaml: cluster.address: head:6379, but a job runs inside of its "
+                                            "cluster: write auto or null")

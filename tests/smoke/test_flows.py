@@ -16,7 +16,7 @@ import yaml
 from prefect.logging import disable_run_logger
 from prefect.states import Completed
 
-from flows import compress, freshness, nightly, search, stages
+from flows import compress, freshness, nightly, remote, search, stages
 from flows.child import run_child
 from flows.screen import SHOWN, Screen
 from tasks.core.params import STAGES
@@ -409,7 +409,7 @@ def test_the_night_judges_before_it_pushes_and_a_failed_push_loses_nothing(tmp_p
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         raise RuntimeError("dvc push: no route to host")
 
-    monkeypatch.setattr(freshness, "exchange", refused)
+    monkeypatch.setattr(remote, "push", refused)
     with disable_run_logger():
         state = nightly.nightly.fn()
     assert state.is_failed() and "no route to host" in state.message
@@ -435,17 +435,20 @@ def test_promotion_is_whole_and_happens_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command, said", [
-    ("pull", "error: dvc pull: no route"),
-    ("push", "error: the search is done, but what it found stays here: dvc push: no route")])
+    ("fetch", "error: dvc fetch: no route"),
+    ("push", "error: what the search has found stays here: dvc push: no route")])
 def test_a_job_whose_remote_is_away_ends_in_one_line(tmp_path, monkeypatch, capsys, command, said):
     def exchange(asked, *_):
         if asked == command:
             raise RuntimeError(f"dvc {asked}: no route")
 
+    monkeypatch.setenv(search.INSIDE, "null")  # so that it is taken back
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: None)
     monkeypatch.setattr(freshness, "has_remote", lambda: True)
     monkeypatch.setattr(freshness, "exchange", exchange)
+    monkeypatch.setattr(remote, "push", lambda: exchange("push"))
     monkeypatch.setattr(search, "main", lambda arguments, until: 0)
     assert search.entry(["--job"]) == 1
     assert capsys.readouterr().err.strip() == said
