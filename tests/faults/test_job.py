@@ -106,6 +106,11 @@ MINIATURE = {  # of everything that takes time; nothing of it is good
 UNTIL_EVOLVE = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve")
 
 
+def committed_params() -> dict:
+    """Not as a user may have changed them."""
+    return yaml.safe_load(subprocess.check_output(["git", "show", "HEAD:params.yaml"], cwd=ROOT))
+
+
 def merge(block: dict, other: dict) -> dict:
     return block | {key: merge(block[key], value) if isinstance(value, dict) else value for key, value in other.items()}
 
@@ -115,7 +120,7 @@ def clone(room: Path, store: Path) -> Path:
     for path in tracked():
         (room / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, room / path.relative_to(ROOT))
-    params = resolve(yaml.safe_load((room / "params.yaml").read_text()), "quick")
+    params = resolve(committed_params(), "quick")
     (room / "params.yaml").write_text(yaml.safe_dump(merge(params, MINIATURE), sort_keys=False))
     with (room / ".dvc/config").open("a") as config:
         config.write(f"    remote = store\n['remote \"store\"']\n    url = {store}\n")
@@ -153,7 +158,7 @@ def test_a_search_outlives_the_laptop_and_comes_home(dashboard, tmp_path):
 
 def test_the_flow_refuses_a_params_file_that_names_another_cluster(tmp_path):
     """A job runs inside of its cluster; with the address of a head, its driver would join that one."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = committed_params()
     params["cluster"]["address"] = "head:6379"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "tasks").symlink_to(ROOT / "tasks")
