@@ -50,6 +50,7 @@ scale: quick
 cluster: {address: null, workers: 1, cpus_per_worker: 1, gpus_per_worker: 0, max_attempts: 3, max_object_mb: 64,
           storage_uri: null, connect_timeout_s: 20, start_timeout_s: 60}
 resources: {}
+threads: null
 data: {path: tasks/evolve}
 evolve:
   seed: 5  # of all

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
-from tasks.core.denoiser import load
+from tasks.core.denoiser import inspect, load
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import dense_and_finer, dense_recipe, network, pipeline_timesteps, sample, spaced_timesteps
 from tasks.core.schedule import STAND_INS, TAKEN, Schedule
@@ -209,7 +209,7 @@ def test_log_snr_spacing_where_a_log_snr_is_infinite(config, total, steps):
 @pytest.mark.parametrize("name", ["mnist_dit", "mnist_unet"])
 def test_the_shipped_teachers_are_sampled_from_the_noisiest_timestep_on(name):
     """As their cards' samples were."""
-    schedule = Schedule.read(ROOT / "tasks/pretrain_load/teachers" / name)
+    schedule = inspect(ROOT / "tasks/pretrain_load/teachers" / name).denoiser.schedule
     assert dense_recipe(schedule, 50).timesteps == tuple(range(999, 0, -20)) == spaced_timesteps(schedule, 50)
 
 

@@ -20,7 +20,8 @@ FILES = ("tasks/evolve/stage.py", "tasks/core/cost.py", "tasks/runtime/graph.py"
 
 
 def write_params(**changes):
-    blocks = {"goal": GOAL, "scale": "quick", "cluster": CLUSTER, "resources": None, **{stage: {"seed": 5} for stage in STAGES}}
+    blocks = {"goal": GOAL, "scale": "quick", "threads": None, "cluster": CLUSTER, "resources": None,
+              **{stage: {"seed": 5} for stage in STAGES}}
     blocks["data"] = {"source": "folder", "path": "images", "seed": 5}
     blocks["evolve"] = {"seed": 5, "steps": {"quick": [4, 16], "full": [4, 24]}}
     Path("params.yaml").write_text(yaml.safe_dump(blocks | changes))
