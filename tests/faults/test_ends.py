@@ -22,13 +22,13 @@ from tests.faults.test_cluster_faults import SERIAL
 
 PIPELINE = """
 stages:
-  data:
-    cmd: python -m toy.data
+  fid:
+    cmd: python -m toy.fid
     deps: [toy]
-    outs: [artifacts/data]
-    metrics: [{reports/data.json: {cache: false}}]
+    outs: [artifacts/fid]
+    metrics: [{reports/fid.json: {cache: false}}]
 """
-MAIN = "from tasks.core.shell import main\nfrom toy.data import stage\n\nmain(stage)\n"
+MAIN = "from tasks.core.shell import main\nfrom toy.fid import stage\n\nmain(stage)\n"
 STAGE = """
 import os, time
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def toy(tmp_path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     write_params(tmp_path, workers=1)
     for path, text in {"dvc.yaml": PIPELINE, ".dvc/config": "[core]\n    analytics = false\n", ".dvcignore": "__pycache__\n",
-                       "toy/data/stage.py": STAGE, "toy/data/__main__.py": MAIN, "toy/data/__init__.py": "",
+                       "toy/fid/stage.py": STAGE, "toy/fid/__main__.py": MAIN, "toy/fid/__init__.py": "",
                        "toy/__init__.py": "", "hang": "", "flow.py": FLOW}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -83,7 +83,8 @@ def toy(tmp_path):
 
 
 def write_params(room: Path, workers: int) -> None:
-    blocks = dict.fromkeys((*SHARED, *STAGES), {}) | {"scale": "quick", "cluster": asdict(replace(SERIAL, workers=workers))}
+    blocks = dict.fromkeys((*SHARED, *STAGES), {}) | {
+        "scale": "quick", "threads": None, "cluster": asdict(replace(SERIAL, workers=workers))}
     (room / "params.yaml").write_text(yaml.safe_dump(blocks))
 
 
@@ -132,8 +133,8 @@ def goes_on(room: Path, *command: str) -> None:
     (room / "hang").unlink()
     printed, said = (run := start(room, *command)).communicate(timeout=300)
     assert run.returncode == 0, printed + said
-    assert json.loads((room / "reports/data.json").read_text()) == {"resumed_at": 5}
-    assert [path.name for path in (room / "artifacts").iterdir()] in (["data"], ["data", ".gitignore"], [".gitignore", "data"])
+    assert json.loads((room / "reports/fid.json").read_text()) == {"resumed_at": 5}
+    assert [path.name for path in (room / "artifacts").iterdir()] in (["fid"], ["fid", ".gitignore"], [".gitignore", "fid"])
     assert not list(room.glob("runs/**/*.partial")) and not Path((room / "runs/room").read_text()).exists()
     all_gone(room)
 
@@ -149,8 +150,8 @@ def test_a_stage_ends_with_dvc_and_the_next_one_goes_on(toy):
 
 
 def test_a_second_stage_in_one_folder_waits(toy):
-    first = start_to_work(toy, "-m", "toy.data")
-    second = start(toy, "-m", "toy.data")
+    first = start_to_work(toy, "-m", "toy.fid")
+    second = start(toy, "-m", "toy.fid")
     assert second.stdout.readline() == "another stage is at work in this folder; waiting for it to end\n"
     (toy / "hang").unlink()
     assert first.wait(60) == 0 and second.wait(60) == 0
@@ -159,7 +160,7 @@ def test_a_second_stage_in_one_folder_waits(toy):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_stage_that_is_told_to_stop_leaves_nothing_half_made(toy, number, status):
-    stage = start_to_work(toy, "-m", "toy.data")
+    stage = start_to_work(toy, "-m", "toy.fid")
     stage.send_signal(number)
     assert stage.wait(20) == status
     assert stage.communicate()[1] == "" and not list((toy / "artifacts").iterdir())
@@ -182,7 +183,7 @@ def test_a_run_that_is_told_to_stop_does_so_in_one_line(toy, number, whom):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True], ids=["one process", "Ray workers"])
-@pytest.mark.parametrize("victim", ["flow.py", "flows.repro", "toy.data"])
+@pytest.mark.parametrize("victim", ["flow.py", "flows.repro", "toy.fid"])
 def test_whoever_is_killed_takes_the_others_along(toy, victim, wide):
     """SIGKILL, which unwinds nothing: of the run itself, of DVC, of the stage (which the run then tries again)."""
     write_params(toy, workers=2 if wide else 1)

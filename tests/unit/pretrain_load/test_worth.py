@@ -62,7 +62,7 @@ def test_few_images_have_no_recall_and_say_nothing_of_it(digits, data):
     assert set(judge(digits[1200:1203], None, data)) == {"fid_3", "fid_3_real"}
 
 
-@pytest.mark.parametrize("folder", ["reports", "reports/full"])
+@pytest.mark.parametrize("folder", ["reports/quick", "reports/full"])
 def test_the_shipped_teacher_passes_with_a_margin(folder):
     numbers = read_json(ROOT / folder / "pretrain_load.json")
     assert doubt(numbers) is None
