@@ -107,6 +107,7 @@ def one_at_a_time(tell: Callable[[str], object]) -> Iterator[None]:
     with turns.one_at_a_time(turns.RUN_LOCK, "another run is at work in this folder; waiting for it to end", tell):
         with turns.one_at_a_time(turns.STAGE_LOCK, "a stage is at work in this folder; waiting for it to end", tell):
             leftovers.clear(leftovers.OF_RUNS)
+            freshness.clear_broken_lock()
         yield
 
 

@@ -92,6 +92,18 @@ def dvc_md5(path: Path) -> str:
     return f"{hashlib.md5(json.dumps(files).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
+def clear_broken_lock() -> None:
+    """DVC writes the list of its locks in place. A kill in that moment leaves half of it, and whatever DVC is asked later, it
+    refuses. Whoever calls holds our own locks: nobody of ours is writing it."""
+    locks = Path(".dvc/tmp/rwlock")
+    try:
+        json.loads(locks.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        locks.unlink()
+
+
 def check_space() -> None:
     """A disk that fills up after hours of work wastes them. Raises ValueError instead."""
     needs = ((Path("."), LEAST_FREE, "a run"), (PREFECT_HOME.value(), LEAST_FREE_PREFECT, "Prefect's database"))

@@ -1,6 +1,7 @@
 """`dvc repro` of one stage, in a process that ends with its run: `python -m flows.repro [-f] STAGE`."""
 
 import os
+import signal
 import sys
 
 from dvc.exceptions import DvcException
@@ -14,6 +15,7 @@ def main(arguments: list[str]) -> int:
     """arguments: of `dvc repro -s`, the stage last. -> DVC's exit status. This process leads its group, so what it started ends
     with it."""
     lifeline.hold(lifeline.end_my_group)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it goes to the stage, too; DVC then puts its own files in order
     os.environ[lifeline.MASTER] = str(os.getpid())
     if len(arguments) == 1 and (lost := bring(arguments[0])):  # `-f` wants no earlier result
         print(lost, flush=True)

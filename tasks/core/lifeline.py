@@ -63,8 +63,9 @@ def end_myself() -> None:
 
 
 def end_my_group() -> None:
-    """For the leader of a process group: end all others of it, then itself."""
+    """For the leader of a process group: end all others of it, and itself where it does not end with them."""
     stop(os.getpid(), GRACE_S, spared=os.getpid())
+    time.sleep(GRACE_S)
     os.killpg(os.getpid(), signal.SIGKILL)
 
 

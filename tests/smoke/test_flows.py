@@ -359,6 +359,20 @@ def test_a_lock_file_with_conflict_markers_is_one_line(toy, tmp_path, monkeypatc
     assert "dvc.lock" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("half", ["", '{"artifacts/one": {"wri'])
+def test_a_list_of_locks_that_a_kill_cut_short_stops_no_later_run(toy, tmp_path, half):
+    locks = tmp_path / ".dvc/tmp/rwlock"
+    assert run("one").is_completed()
+    locks.write_text(half)
+    assert "RWLock-file" in run("two").message, "DVC itself goes no further"
+    with compress.one_at_a_time(print):
+        assert run("two").is_completed()
+    kept = '{"artifacts/one": {"write": null, "read": []}}'
+    locks.write_text(kept)
+    freshness.clear_broken_lock()
+    assert locks.read_text() == kept
+
+
 def test_files_that_did_not_reach_the_cache_are_no_success(toy):
     line = f"{stages.NOT_CACHED}'0a1b' - [Errno 28] No space left on device: 'a' -> 'b'"
     state = stages.done("one", ["wrote 1", line], 1.0)
