@@ -95,10 +95,10 @@ def environment(room: Path) -> dict[str, str]:
 
 
 def start(room: Path, *command: str) -> subprocess.Popen:
-    """As from a terminal: a script in the background ignores SIGINT, and so does all that it starts."""
+    """As from a terminal: in the background SIGINT is ignored, under nohup SIGHUP, by whatever is started there, too."""
     return subprocess.Popen([sys.executable, *command], cwd=room, env=environment(room), text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                            preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)])
 
 
 def start_to_work(room: Path, *command: str) -> subprocess.Popen:
