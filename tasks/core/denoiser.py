@@ -37,7 +37,8 @@ class Denoiser:
         self.sample_shape = (config.in_channels, height, width)
         # DiTTransformer2DModel counts the classes and adds the null row itself; UNet2DModel counts every row.
         rows = config.get(CLASS_KEYS[type(model).__name__]) or 0
-        self.num_classes = config.get(NUM_CLASSES, rows)
+        own = config.get(NUM_CLASSES)
+        self.num_classes = rows if own is None else own
         self.has_null_label = self.architecture == "dit" or rows > self.num_classes
 
     @property
@@ -154,7 +155,19 @@ def read_weights(found: Inspected) -> Denoiser:
         print(note, flush=True)
     model = found.denoiser.model
     model.load_state_dict(read(found.weights), assign=True)
-    return Denoiser(in_channels_last(model).eval().requires_grad_(False), found.denoiser.schedule)
+    denoiser = Denoiser(in_channels_last(model).eval().requires_grad_(False), found.denoiser.schedule)
+    check_prediction(denoiser, found.weights.files[0])
+    return denoiser
+
+
+@torch.no_grad()
+def check_prediction(denoiser: Denoiser, weights: Path) -> None:
+    """Weights may be finite while what they compute is not: noise at timestep 0, which every schedule has, is tried."""
+    x = torch.randn(1, *denoiser.sample_shape, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros(1, dtype=torch.int64)
+    if not denoiser(x, zero, zero if denoiser.num_classes else None).isfinite().all():
+        raise ValueError(f"{weights}: the network's prediction for noise is not finite, although its weights are; they are too "
+                         "large, or a value of its config, such as norm_eps, makes it so")
 
 
 def check_inspected(found: Inspected) -> None:

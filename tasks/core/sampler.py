@@ -152,7 +152,9 @@ def sample(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, 
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """NCHW in [-1, 1] -> NCHW uint8."""
+    """NCHW in [-1, 1] -> NCHW uint8. Raises ValueError for images that are not finite: as integers they would be black."""
+    if not images.isfinite().all():
+        raise ValueError("sampling: an image is not finite: the network's prediction overflowed, or this backend's did")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

@@ -196,6 +196,8 @@ def check_own(config: Mapping, name: str, own: Mapping, where: str) -> None:
         given = config.get(key, value)
         if key in own and given != value and (given or value is not False):
             raise ValueError(f"{where}: {key}: {shown(config[key])} is not honoured; taken: {value}")
+    if config.get("predict_epsilon") is False and "prediction_type" not in config:  # of diffusers before 0.10
+        raise ValueError(f"{where}: predict_epsilon: False, which diffusers no longer reads; taken: prediction_type: sample")
     for key, value in {"rescale_betas_zero_snr": False, "trained_betas": None, "prediction_type": "epsilon"}.items():
         if key not in own and config.get(key, value) != value:
             raise ValueError(f"{where}: {key}: {shown(config[key])}, an option that {name} does not have; taken: {value}")

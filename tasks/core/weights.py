@@ -5,6 +5,7 @@ unless each parameter is in a file: no parameter keeps what happened to lie in m
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def choose_file(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """-> the file of the weights, or the index of its shards; and what is to be said. As diffusers chooses: shards before a
     single file; the only variant where there is nothing else, for which diffusers wants `variant=`."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or path.is_symlink())
+    if lost := next((name for name in names if not (folder / name).exists()), None):
+        raise NotFound(f"{folder / lost}: a link to {os.readlink(folder / lost)}, where nothing is")
     for name in (f"{PLAIN}.index.json", PLAIN):
         if name in names:
             return folder / name, ()

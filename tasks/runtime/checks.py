@@ -22,13 +22,13 @@ _verified: dict[tuple, dict] = {}  # file as it was when it was hashed -> its fa
 
 
 def read_json(path: str | Path, infinities: bool = False) -> Any:
-    """Strict JSON: no key twice, and no NaN or infinity unless `infinities`, which diffusers writes into configs.
+    """Strict JSON: no key twice, no NaN, and no infinity unless `infinities`, which diffusers writes into configs.
 
     Raises ValueError naming the file and what is wrong with it.
     """
     try:
         return json.loads(Path(path).read_bytes().decode(), object_pairs_hook=_unique, parse_float=_finite,
-                          parse_constant=float if infinities else _refuse)
+                          parse_constant=_infinity if infinities else _refuse)
     except FileNotFoundError:
         raise ValueError(f"{path}: not found") from None
     except OSError as error:
@@ -57,6 +57,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict:
         keys = [key for key, _ in pairs]
         raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
     return found
+
+
+def _infinity(constant: str) -> float:
+    if constant == "NaN":
+        _refuse(constant)
+    return float(constant)
 
 
 def _refuse(constant: str) -> None:

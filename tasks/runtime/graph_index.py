@@ -66,8 +66,8 @@ def weight_bits(precision: Mapping[str, str]) -> int:
 def read_index(folder: Path) -> dict:
     """`graph.json` of a folder, once its files are found to be those that were exported, and of a package those that it was
     sealed with. Raises ValueError otherwise, and where the package's recipe means nothing or is not the graph's."""
-    folder = folder.absolute()
-    packaged = folder.name == "openvino" and (folder.parent / MANIFEST).exists()
+    folder = folder.resolve()
+    packaged = folder.name == "openvino" and any((folder.parent / part).exists() for part in (MANIFEST, RECIPE, "denoiser"))
     if packaged:
         check_sealed(folder.parent, f"{folder.name}/{INDEX}")
     index = read_object(folder / INDEX)

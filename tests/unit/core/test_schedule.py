@@ -175,6 +175,7 @@ def test_two_classes_that_read_one_config_alike_are_no_contradiction(tmp_path):
     ({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1}, "lambda_min_clipped: -5.1 is not honoured"),
     ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type: 'continuous' is not honoured"),
     ({"_class_name": "EulerDiscreteScheduler", "sigma_max": 80.0}, "sigma_max: 80.0 is not honoured"),
+    ({"predict_epsilon": False}, "predict_epsilon: False, which diffusers no longer reads; taken: prediction_type: sample"),
     ({"_class_name": "PNDMScheduler", "rescale_betas_zero_snr": True}, "True, an option that PNDMScheduler does not have"),
     ({"_class_name": "RePaintScheduler", "prediction_type": "sample"}, "'sample', an option that RePaintScheduler does not"),
 ])

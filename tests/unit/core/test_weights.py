@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DiTTransformer2DModel, Transf
 from safetensors.torch import load_file, save_file
 
 from tasks.core.denoiser import load, save
+from tasks.core.model_folder import NotFound
 
 UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "layers_per_block": 1,
         "norm_num_groups": 4, "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
@@ -304,3 +305,33 @@ def test_the_rest_is_refused_in_one_line(folder, case):
 def test_a_part_of_a_pipeline_names_the_whole(folder):
     with pytest.raises(ValueError, match=f"; it is a part of {folder}, which is to be named"):
         load(folder / "unet")
+
+
+# ---- finite numbers that compute what is not
+
+def test_weights_that_are_finite_and_too_large(folder):
+    rewrite(folder, lambda state: {name: tensor * (1e30 if name.startswith("conv_in") else 1) for name, tensor in state.items()}
+            | {"mid_block.resnets.0.conv1.weight": state["mid_block.resnets.0.conv1.weight"] * 1e35})
+    with pytest.raises(ValueError, match="safetensors: the network's prediction for noise is not finite, although its weights"):
+        load(folder)
+
+
+def test_a_config_that_divides_by_zero(folder):
+    path = folder / "unet/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mid_block_scale_factor": 0}))
+    with pytest.raises(ValueError, match="prediction for noise is not finite"):
+        load(folder)
+
+
+def test_weights_that_are_a_link_to_nothing(folder):
+    """As in a hub's cache whose blobs were cleared away."""
+    (folder / "unet" / PLAIN).unlink()
+    (folder / "unet" / PLAIN).symlink_to(folder / "blob")
+    with pytest.raises(NotFound, match=f"{PLAIN}: a link to .*blob, where nothing is"):
+        load(folder)
+
+
+def test_a_number_of_classes_that_is_null(folder):
+    path = folder / "unet/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_num_classes": None}))
+    assert load(folder).num_classes == 0

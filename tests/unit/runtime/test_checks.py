@@ -117,3 +117,12 @@ def test_an_artifact_names_nothing_outside_itself(tmp_path, name):
     write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), "files": {name: file_facts(tmp_path / "outside")}})
     with pytest.raises(ValueError, match="is not a file"):
         validate(folder)
+
+
+def test_infinities_are_read_where_they_may_be_and_nan_nowhere(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"lambda_min_clipped": -Infinity}')
+    assert read_json(path, infinities=True) == {"lambda_min_clipped": float("-inf")}
+    path.write_text('{"norm_eps": NaN}')
+    with pytest.raises(ValueError, match="NaN is no number of JSON"):
+        read_json(path, infinities=True)

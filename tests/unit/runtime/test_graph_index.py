@@ -69,6 +69,18 @@ def test_a_folder_without_its_package_is_checked_too(package, nothing_compiles, 
         open_graph(alone, 2, 1)
 
 
+def test_another_name_of_the_folder_changes_nothing(package, nothing_compiles):
+    flip(package / "recipe.json")
+    (package.parent / "link").symlink_to(package / "openvino")
+    with pytest.raises(ValueError, match="recipe.json: expected"):
+        open_graph(package.parent / "link", 2, 1)
+
+
+def test_a_package_without_its_manifest_is_none(package, nothing_compiles):
+    (package / "package.json").unlink()
+    refused(package, "package.json: not found")
+
+
 @pytest.mark.parametrize("change", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
                                     lambda p: p.write_bytes(b"")], ids=["gone", "cut", "empty"])
 @pytest.mark.parametrize("name", [*ROOM, "openvino/graph.json", "recipe.json"])
