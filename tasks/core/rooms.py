@@ -4,16 +4,17 @@ A killed process tidies nothing up. So each room holds a lock that its process k
 clears those whose lock is free.
 """
 
-import atexit
 import contextlib
 import fcntl
 import functools
 import os
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import IO
 
+LAST = -1000   # priority of what is done when a process ends; multiprocessing removes its own folders at -100
 LONGEST = 40  # letters of a room's path: Ray's sockets lie 62 deeper, and a socket's path has at most 107
 
 
@@ -26,7 +27,7 @@ def own_room() -> Path:
     lock = open(new / "lock", "w")  # noqa: SIM115 -- for as long as the process lives
     fcntl.flock(lock, fcntl.LOCK_EX)
     room = new.rename(new.with_name(new.name.replace("new-", "room-")))  # a room is locked from its first moment on
-    atexit.register(leave, room, lock, os.getpid())
+    Finalize(None, leave, args=(room, lock), exitpriority=LAST)  # atexit would come before multiprocessing's own folders in it
     return room
 
 
@@ -56,7 +57,6 @@ def remove(room: Path) -> None:
         (room / "lock").touch()
 
 
-def leave(room: Path, lock: IO, owner: int) -> None:
-    if os.getpid() == owner:  # a fork runs this, too
-        remove(room)
-        lock.close()
+def leave(room: Path, lock: IO) -> None:
+    remove(room)
+    lock.close()

@@ -1,5 +1,6 @@
 """Temporary folders end with their process, or with the next one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,3 +56,12 @@ def test_rays_sockets_fit_below_every_room(tmp_path, monkeypatch):
     monkeypatch.setattr(rooms.tempfile, "tempdir", str(tmp_path / ("long" * 20)))
     deepest = rooms.shared() / "room-12345678/session_2026-11-30_20-52-54_998088_4194304/sockets/plasma_store"
     assert len(str(deepest)) <= 107
+
+
+def test_what_multiprocessing_keeps_in_a_room_goes_before_it_without_a_word():
+    """A torch that compiles or a pool of workers asks for such a folder; removed under its hands it printed a stack trace."""
+    code = ("import tempfile; from tasks.core.rooms import own_room; tempfile.tempdir = str(own_room());"
+            "from multiprocessing import util; util.get_temp_dir(); print(own_room())")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, check=True)
+    assert done.stderr == "" and not Path(done.stdout.strip()).exists()
