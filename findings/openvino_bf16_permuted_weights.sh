@@ -1,6 +1,6 @@
 #!/bin/sh
 # OpenVINO 2026.4.1 (and torch 2.13.0): `convert_model` of a traced PyTorch model reads bf16 weights that are not contiguous, as
-# `to(memory_format=torch.channels_last)` leaves those of every convolution, from memory that has been freed.
+# `to(memory_format=torch.channels_last)` leaves those of every convolution, as other numbers.
 # Expected (our guess): the converted network computes what the PyTorch one does, whatever the strides of its weights.
 # Seen: other numbers, mostly NaN; fp32 weights of the same strides are right, and so are bf16 ones with share_weights=False.
 # Exits with 0 while that is so, with another status once it has changed.
