@@ -13,7 +13,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows import freshness, remote
+from flows import freshness
 from flows.compress import STAGE_TIMEOUT_H, bring_up_to_date, one_at_a_time
 from flows.screen import take_over
 from flows.server import start_server
@@ -88,7 +88,7 @@ def push_if_remote() -> None:
     if not freshness.has_remote():
         say("no DVC remote is configured (dvc remote add -d NAME URL): artifacts stay on this machine")
         return
-    remote.push()
+    freshness.exchange("push", "--run-cache")
     say("pushed to the DVC remote")
 
 

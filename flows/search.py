@@ -21,7 +21,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import State
 
-from flows import freshness, remote, shipping
+from flows import freshness, shipping
 from flows.compress import STAGE_TIMEOUT_H, compress, main
 from tasks.core.cluster import INSIDE
 from tasks.core.params import PARAMS_FILE, validate_all
@@ -65,7 +65,7 @@ def work(arguments: list[str]) -> int:
     status = main(arguments, until=LAST)
     if there and status in (0, 1):  # a search that failed has finished some stages, too
         try:
-            remote.push()
+            freshness.exchange("push", "--run-cache")
         except RuntimeError as error:
             raise RuntimeError(f"what the search has found stays here: {error}") from error
         print(f"pushed to the DVC remote: {HOME}", flush=True)

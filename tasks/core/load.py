@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.core.machine import read_text
+
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")  # of /proc's times, a second
 WORTH_SAYING = 0.1                # of the CPUs, from which on other work is named
@@ -92,10 +94,10 @@ def watched(proc: Path = PROC, root: int | None = None, clock: Callable[[], floa
 
 def snapshot(proc: Path, cpus: set[int], clock: Callable[[], float]) -> Snapshot | None:
     """None without /proc/stat."""
-    stat = read(proc / "stat")
+    stat = read_text(proc / "stat")
     if not stat:
         return None
-    found = (process(read(path / "stat")) for path in proc.iterdir() if path.name.isdigit())
+    found = (process(read_text(path / "stat")) for path in proc.iterdir() if path.name.isdigit())
     return Snapshot(clock(), busy_seconds(stat, cpus), {each.pid: each for each in found if each})
 
 
@@ -153,10 +155,3 @@ def below(seen: Snapshot, root: int) -> set[int]:
         found.add(pid)
         due += children[pid]
     return found
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:  # it ended meanwhile
-        return ""

@@ -27,7 +27,11 @@ def describe(cpuinfo: str | None = None, gpus: Path = Path("/proc/driver/nvidia/
 
 
 def read_text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    """Of a file of the system's; what is not there, or not ours to read, says nothing."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def field(text: str, *names: str) -> str:

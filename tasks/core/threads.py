@@ -9,6 +9,7 @@ import os
 from math import floor, inf
 from pathlib import Path
 
+from tasks.core.machine import read_text
 from tasks.core.params import check_range
 
 
@@ -51,7 +52,7 @@ def quota(root: Path = Path("/")) -> float:
     """
     groups = root / "sys/fs/cgroup"
     found = [inf]
-    for line in read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
             top = groups if not controllers else groups / "cpu"
@@ -68,13 +69,7 @@ def upwards(top: Path, path: str) -> list[Path]:
 
 def granted(folder: Path) -> float:
     """Of one group: cpu.max holds "quota period" in us, or "max ..."; version 1 has a file for each, -1 for no limit."""
-    share = read(folder / "cpu.max").split() or [read(folder / f"cpu.cfs_{part}_us").strip() for part in ("quota", "period")]
+    parts = (folder / f"cpu.cfs_{part}_us" for part in ("quota", "period"))
+    share = read_text(folder / "cpu.max").split() or [read_text(part).strip() for part in parts]
     limited = len(share) == 2 and all(part.isdigit() and int(part) for part in share)
     return int(share[0]) / int(share[1]) if limited else inf
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -16,7 +16,7 @@ import yaml
 from prefect.logging import disable_run_logger
 from prefect.states import Completed, Failed
 
-from flows import compress, freshness, nightly, remote, search, stages
+from flows import compress, freshness, nightly, search, stages
 from flows.child import run_child
 from flows.screen import SHOWN, Screen
 from tasks.core.params import STAGES
@@ -423,7 +423,7 @@ def test_the_night_judges_before_it_pushes_and_a_failed_push_loses_nothing(tmp_p
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         raise RuntimeError("dvc push: no route to host")
 
-    monkeypatch.setattr(remote, "push", refused)
+    monkeypatch.setattr(freshness, "exchange", refused)
     with disable_run_logger():
         state = nightly.nightly.fn()
     assert state.is_failed() and "no route to host" in state.message
@@ -457,12 +457,10 @@ def test_a_job_whose_remote_is_away_ends_in_one_line(tmp_path, monkeypatch, caps
             raise RuntimeError(f"dvc {asked}: no route")
 
     monkeypatch.setenv(search.INSIDE, "null")  # so that it is taken back
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: None)
     monkeypatch.setattr(freshness, "has_remote", lambda: True)
     monkeypatch.setattr(freshness, "exchange", exchange)
-    monkeypatch.setattr(remote, "push", lambda: exchange("push"))
     monkeypatch.setattr(search, "main", lambda arguments, until: 0)
     assert search.entry(["--job"]) == 1
     assert capsys.readouterr().err.strip() == said
