@@ -42,7 +42,7 @@ from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import cached_network, initial_noise, labels_for, sample, trajectory
 from tasks.fid.measure import losses
 from tasks.runtime.graph import live_graph
-from tasks.runtime.solver import Predict
+from tasks.runtime.solver import Predict, recipe_steps
 
 MARGIN, RESAMPLES = 0.05, 1000  # relative FID increase that still counts as equal; of the bootstrap
 
@@ -63,7 +63,7 @@ def errors(lab: Lab, recipe: Recipe, *, budget: float, unit: str, max_masks: int
            grown: bool = True) -> CachePlan:
     """grown: whether the table's errors count as what they grow to."""
     table = lab.table(unit) if grown else replace(lab.table(unit), growth=np.ones(len(lab.table(unit).grid)))
-    costs = table.costs(lab.teacher.schedule.config, recipe.timesteps, recipe.solver)
+    costs = table.costs(recipe_steps(lab.teacher.schedule.config, recipe))
     return table.forecasting(plan_from_costs(costs, table.sublayers, budget, max_masks), forecast, recipe.timesteps)
 
 

@@ -29,7 +29,7 @@ from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
 from tasks.core.recipe import VARIANTS, Recipe
 from tasks.core.sampler import initial_noise, labels_for
-from tasks.runtime.solver import Predict, clip_bound, integrate, solver_steps
+from tasks.runtime.solver import Predict, clip_bound, integrate, recipe_steps
 
 INPUTS = ("pretrain_load", "package", "fid")
 BACKENDS = ("eager", "openvino")
@@ -130,7 +130,7 @@ def open_backend(folder: Path, backend: str, batch: int, threads: int) -> Predic
 
 def sampling(predict: Predict, shipped: Shipped, batch: int, steps: int) -> Callable[[], None]:
     """A function that takes the first `steps` steps of the recipe for `batch` images."""
-    coefficients = solver_steps(shipped.schedule, shipped.recipe.timesteps, shipped.recipe.solver)[:steps]
+    coefficients = recipe_steps(shipped.schedule, shipped.recipe)[:steps]
     noise, labels = initial_noise(shipped.shape, range(batch), seed=0), labels_for(range(batch), shipped.num_classes)
 
     @torch.inference_mode()

@@ -9,6 +9,8 @@ cost nothing.
 
 import contextlib
 import copy
+import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +26,7 @@ from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import cached_network, network, sample, stepping, trajectory
 from tasks.core.training import optimise
 from tasks.runtime.cache import FORECASTS, CacheHandle, apply_cache, remove_cache, sources
-from tasks.runtime.solver import advance, clip_bound, solver_steps
+from tasks.runtime.solver import advance, clip_bound, recipe_steps, remembered
 
 HISTORY = FORECASTS["learned"]
 KEEP = 4 << 30  # bytes of the uncached run's outputs that are kept; beyond that only the last step's are
@@ -57,6 +59,11 @@ class Reference:
     def images(self) -> Tensor:
         return self.states[-1]
 
+    @functools.cached_property
+    def times(self) -> list[float]:
+        """That the network is told, by step."""
+        return [row.t for row in recipe_steps(self.denoiser.schedule.config, self.recipe)]
+
     @torch.inference_mode()
     def outputs(self, step: int) -> list[Tensor]:
         """Of every sublayer at this step."""
@@ -64,7 +71,7 @@ class Reference:
             return self.kept[step]
         x = self.states[step]
         with record(self.uncached.model, self.sublayers) as found:
-            self.uncached(x, torch.full((len(x),), self.recipe.timesteps[step]), self.labels)
+            self.uncached(x, torch.full((len(x),), self.times[step]), self.labels)
         if self.kept and sum(y.nbytes for y in found) * (len(self.kept) + 1) > KEEP:
             self.kept.popitem()  # of the step before: every sublayer that this one skips will ask for its own
         self.kept[step] = list(found)
@@ -185,20 +192,21 @@ def backward(plan: CachePlan, reference: Reference, weights: Tensor, chosen: Ten
     """Gradients of the distance of states at the ends of windows, towards `weights` (N, S, HISTORY). -> loss at the image."""
     denoiser, recipe = reference.denoiser, reference.recipe
     place = {name: i for i, name in enumerate(plan.sublayers)}
-    steps = solver_steps(denoiser.schedule.config, recipe.timesteps, recipe.solver)
+    steps = recipe_steps(denoiser.schedule.config, recipe)
     labels = None if reference.labels is None else reference.labels[chosen]
     x = reference.states[0, chosen].clone()
-    x0 = torch.zeros_like(x)
+    earlier = remembered(steps)
     with weighed(denoiser, plan, lambda name, step, outputs: weights[step, place[name], : len(outputs)]) as handle:
         predict = stepping(denoiser, handle)
         for i, solver in enumerate(steps):
             prediction = predict(x, torch.full((len(x),), solver.t), labels, i)
-            x, x0 = advance(solver, x, prediction, x0, clip_bound(denoiser.schedule.config))
+            x, x0 = advance(solver, x, prediction, earlier, clip_bound(denoiser.schedule.config))
+            earlier.appendleft(x0)
             if (i + 1) % window == 0 or i + 1 == len(steps):
                 loss = root_distance(x, reference.states[i + 1, chosen])
                 if loss.requires_grad:
                     loss.backward()
-                x, x0 = x.detach(), x0.detach()
+                x, earlier = x.detach(), deque((x0.detach() for x0 in earlier), earlier.maxlen)
                 detach(handle)
     return loss.item()
 

@@ -51,11 +51,11 @@ def pair_distance(denoiser: Denoiser, sublayers: Sequence[str], gates: Tensor, s
                   labels: Tensor | None, reduction: str) -> Tensor:
     """First term of eq. 9 for one pair. gates: (S,) in [0, 1]; s: the solver's step from s to m; x_s: (N, C, H, W) at timestep
     s.t -> scalar."""
-    t_s, t_m = (torch.full((len(x_s),), t, dtype=torch.int64) for t in (s.t, m))
+    t_s, t_m = (torch.full((len(x_s),), float(t)) for t in (s.t, m))
     with torch.no_grad():
         with record(denoiser.model, sublayers) as kept:
             prediction = denoiser(x_s, t_s, labels)
-        x_m, _ = advance(s, x_s, prediction, x_s, clip_bound(denoiser.schedule.config))  # DDIM: nothing precedes
+        x_m, _ = advance(s, x_s, prediction, (), clip_bound(denoiser.schedule.config))  # DDIM: nothing precedes
         teacher = denoiser(x_m, t_m, labels)
     with interpolated(denoiser.model, sublayers, gates, kept):
         student = denoiser(x_m, t_m, labels)

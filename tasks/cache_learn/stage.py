@@ -34,7 +34,7 @@ from tasks.core.params import check_choice, check_range
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, sample, spaced_timesteps
 from tasks.runtime.cache import FORECASTS, TRUNK, has_trunk
-from tasks.runtime.solver import SOLVERS
+from tasks.runtime.solver import SOLVERS, recipe_steps
 
 INPUTS = ("data", "pretrain_load")
 UNITS = ("trunk", "sublayer")
@@ -207,7 +207,7 @@ def refined_plan(table: ReuseTable, reference: Reference, params: Params,
 
 def costs_of(table: ReuseTable, reference: Reference) -> np.ndarray:
     """(S, N, N) between the steps of the reference's list."""
-    return table.costs(reference.denoiser.schedule.config, reference.recipe.timesteps, reference.recipe.solver)
+    return table.costs(recipe_steps(reference.denoiser.schedule.config, reference.recipe))
 
 
 def compared_plans(table: ReuseTable, beta: Tensor, reference: Reference, routed: Sequence[str],

@@ -5,7 +5,7 @@ plans skip early: an error there is small in the prediction, but it grows, and o
 `errors_ungrown`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tasks.cache_learn.least_squares import solved
 from tasks.core.artifacts import read_json, write_json
 from tasks.core.recipe import CachePlan
 from tasks.runtime.cache import sources
-from tasks.runtime.solver import solver_steps
+from tasks.runtime.solver import SolverStep
 
 LAST = -1  # stands for the timestep of the image itself: an error there is as large as it is
 
@@ -46,11 +46,11 @@ class ReuseTable:
         write_json(folder / "grid.json", {"timesteps": self.grid, "sublayers": self.sublayers,
                                           "growth": self.growth.tolist(), **more})
 
-    def costs(self, scheduler_config: Mapping, timesteps: Sequence[int], solver: str) -> np.ndarray:
+    def costs(self, steps: Sequence[SolverStep]) -> np.ndarray:
         """(S, N, N) mean squared error of the image from reusing at step `to` what step `from` computed; inf over gaps that
         were not measured."""
-        weights = step_weights(scheduler_config, timesteps, solver, growth_at(self.grid, self.growth, timesteps))
-        return interpolate_errors(self.errors, self.grid, timesteps) * weights
+        times = [step.t for step in steps]
+        return interpolate_errors(self.errors, self.grid, times) * step_weights(steps, growth_at(self.grid, self.growth, times))
 
     def forecasting(self, plan: CachePlan, forecast: str, timesteps: Sequence[int]) -> CachePlan:
         """The plan with a forecast: none | taylor | learned."""
@@ -118,12 +118,15 @@ def growth_at(grid: Sequence[int], growth: np.ndarray, timesteps: Sequence[int])
     return np.exp(np.interp([*timesteps, LAST], known[0][::-1], known[1][::-1]))
 
 
-def step_weights(scheduler_config: Mapping, timesteps: Sequence[int], solver: str, growth: np.ndarray) -> np.ndarray:
-    """(N,) squared derivative of the image with respect to the prediction at each step: through the state after it, and for
-    dpm2m also through the x0 that the step after it takes from it. growth: (N + 1,), see `growth_at`."""
-    steps, roots = solver_steps(dict(scheduler_config), tuple(timesteps), solver), np.sqrt([*growth, 1.0])
-    carried = [*(step.c for step in steps[1:]), 0.0]
-    return np.array([(step.gain * roots[i + 1] + step.q * carried[i] * roots[i + 2]) ** 2 for i, step in enumerate(steps)])
+def step_weights(steps: Sequence[SolverStep], growth: np.ndarray) -> np.ndarray:
+    """(N,) squared derivative of the image with respect to the prediction at each step: through the state after it, and through
+    the x0 that later steps take from it. growth: (N + 1,), see `growth_at`."""
+    roots = np.sqrt(growth)
+
+    def carried(i: int) -> float:
+        return sum(after.b[k] * roots[i + k + 1] for k, after in enumerate(steps[i:]) if 0 < k < len(after.b))
+
+    return np.array([(step.gain * roots[i + 1] + step.q * carried(i)) ** 2 for i, step in enumerate(steps)])
 
 
 def at_timesteps(grid: Sequence[int], timesteps: Sequence[int]) -> np.ndarray:

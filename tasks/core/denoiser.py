@@ -15,6 +15,7 @@ from tasks.core.architecture import CLASS_KEYS, NUM_CLASSES, check_evaluation, s
 from tasks.core.model_folder import read_folder
 from tasks.core.schedule import Schedule
 from tasks.core.weights import Weights, find, read
+from tasks.runtime.packed import time_input
 
 ARCHITECTURES = {"DiTTransformer2DModel": "transformer", "UNet2DModel": "unet"}  # class name -> folder in a pipeline
 
@@ -26,7 +27,7 @@ class Sublayer:
 
 
 class Denoiser:
-    """model: NCHW and t (N,) int64 and labels (N,) int64 or None -> NCHW prediction (a learned variance is cut off)."""
+    """model: NCHW, t (N,) fp32 or int64 and labels (N,) int64 or None -> NCHW prediction (a learned variance is cut off)."""
 
     def __init__(self, model: nn.Module, schedule: Schedule):
         self.model, self.schedule = model, schedule
@@ -56,7 +57,8 @@ class Denoiser:
         if self.architecture == "dit":
             out = self.model(x, timestep=t, class_labels=labels, return_dict=False)[0]
         else:
-            out = self.model(x, t, class_labels=labels if self.num_classes else None, return_dict=False)[0]
+            labels = labels if self.num_classes else None
+            out = self.model(x, time_input(self.model, t), class_labels=labels, return_dict=False)[0]
         return out[:, : x.shape[1]]
 
     def sublayers(self) -> list[Sublayer]:

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 
 from tasks.runtime.cache import check_forecast
-from tasks.runtime.meaning import check_recipe, check_timesteps
-from tasks.runtime.solver import KNOWN
+from tasks.runtime.meaning import check_recipe, check_rows, check_timesteps
+from tasks.runtime.solver import KNOWN, SolverStep
 
 PRECISION = re.compile(r"fp32|bf16|w([3-8])a([3-8])")
 TOKENS = ("fp32", "bf16", *(f"w{w}a{a}" for w in range(3, 9) for a in range(3, 9)))  # what it matches
@@ -56,10 +56,12 @@ class CachePlan:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """precision: layer path -> fp32 | bf16 | w<bits>a<bits>, a missing layer is fp32.
-    sparsity: {"grain": "2:4" | "unit", "density": {layer: kept share}} or None."""
+    sparsity: {"grain": "2:4" | "unit", "density": {layer: kept share}} or None.
+    rows: of the solver `learned`, one a step; None for all others. Its timesteps are the rows' times, rounded."""
 
     timesteps: tuple[int, ...]
     solver: str = "ddim"
+    rows: tuple[SolverStep, ...] | None = None
     cache: CachePlan | None = None
     precision: dict[str, str] = field(default_factory=dict)
     sparsity: dict | None = None
@@ -68,6 +70,7 @@ class Recipe:
         if self.solver not in KNOWN:
             raise ValueError(f"recipe: solver {self.solver!r} is not one of {', '.join(KNOWN)}")
         check_timesteps(self.timesteps)
+        check_rows(self.rows and [row.to_json() for row in self.rows], self.solver, self.timesteps)
         if self.cache is not None and len(self.cache.compute) != self.nfe:
             raise ValueError(f"recipe: the cache plan has {len(self.cache.compute)} steps, the timestep list {self.nfe}")
         if not all(map(is_precision, set(self.precision.values()))):
@@ -84,16 +87,22 @@ class Recipe:
         plan = self.cache
         cache = plan and {"sublayers": plan.sublayers, "compute": plan.compute, "forecast": plan.forecast,
                           "weights": plan.weights}
-        return {"timesteps": self.timesteps, "solver": self.solver, "cache": cache, "precision": dict(self.precision),
-                "sparsity": copy.deepcopy(self.sparsity)}
+        return {"timesteps": self.timesteps, "solver": self.solver, "rows": self.rows and [row.to_json() for row in self.rows],
+                "cache": cache, "precision": dict(self.precision), "sparsity": copy.deepcopy(self.sparsity)}
 
     @classmethod
     def from_json(cls, data: dict) -> "Recipe":
         """Raises ValueError for an unknown or missing key and for a value that means nothing (`runtime/meaning.py`)."""
         data = json.loads(json.dumps(data))
         check_recipe(data, KNOWN)
-        cache = data.pop("cache")
-        return cls(**{**data, "timesteps": tuple(data["timesteps"])}, cache=CachePlan.from_json(cache) if cache else None)
+        cache, rows = data.pop("cache"), data.pop("rows", None)
+        return cls(**{**data, "timesteps": tuple(data["timesteps"])}, cache=CachePlan.from_json(cache) if cache else None,
+                   rows=rows and tuple(map(SolverStep.from_json, rows)))
+
+    @property
+    def sampling(self) -> dict:
+        """What is left where nothing is compressed: arguments of a Recipe."""
+        return {"timesteps": self.timesteps, "solver": self.solver, "rows": self.rows}
 
 
 @functools.cache

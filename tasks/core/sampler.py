@@ -11,7 +11,7 @@ from torch import Tensor
 from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.recipe import Recipe
 from tasks.runtime.cache import CacheHandle, apply_cache
-from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, integrate, solver_steps, with_guidance
+from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, integrate, recipe_steps, with_guidance
 
 SPACINGS = ("uniform", "logsnr", "quadratic")
 
@@ -139,7 +139,7 @@ def stepping(denoiser: Denoiser, handle: CacheHandle) -> Predict:
 def trajectory(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
                guidance: float = 1.0, null_label: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (step, x before it, x0 predicted in it), each NCHW; with the last step the sample instead of x0."""
-    steps = solver_steps(schedule.config, recipe.timesteps, recipe.solver)
+    steps = recipe_steps(schedule.config, recipe)
     yield from integrate(with_guidance(predict, guidance, null_label), steps, noise, labels, clip_bound(schedule.config))
 
 

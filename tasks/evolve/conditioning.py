@@ -31,7 +31,7 @@ def remembered(predict: Predict, model: nn.Module, parts: Mapping[str, Sequence[
 
     def answer(x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         nonlocal where
-        where = len(x), int(t.flatten()[0]), None if labels is None else tuple(labels.tolist())
+        where = len(x), float(t.flatten()[0]), None if labels is None else tuple(labels.tolist())
         return predict(x, t, labels, step)
 
     modules = {name: model.get_submodule(name) for name in parts}

@@ -18,7 +18,7 @@ def with_learned_weights(recipe: Recipe, teacher: Denoiser, learn: Mapping, firs
     """
     how = dict(learn)
     images = range(first, first + how.pop("images"))
-    reference = Reference.of(teacher, Recipe(timesteps=recipe.timesteps, solver=recipe.solver), recipe.cache.sublayers,
+    reference = Reference.of(teacher, Recipe(**recipe.sampling), recipe.cache.sublayers,
                              initial_noise(teacher.sample_shape, images, seed), labels_for(images, teacher.num_classes))
     plan, _ = train(fit(recipe.cache, reference)[0], reference, **how, checkpoint=checkpoint)
     return replace(recipe, cache=plan)

@@ -40,7 +40,7 @@ from tasks.runtime.cache import remove_cache
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import SIMULATED, Integers, Kinds, Ranges, apply_precision, calibrate_ranges
 from tasks.runtime.rounding import read_integers
-from tasks.runtime.solver import Predict, solver_steps
+from tasks.runtime.solver import Predict, recipe_steps
 
 UNIT_STEPS = 50
 TEACHER_INTEGERS = "teacher.safetensors"  # whose rounding was learned; a student's are in a file named as its weights'
@@ -112,7 +112,7 @@ class Evaluator:
     def features(self, name: str, recipe: Recipe, first: int, n: int) -> np.ndarray:
         """(n, D) of images first .. first + n - 1; first: a multiple of the chunk."""
         denoiser, protocol = self.weights[name], self.protocol
-        steps = solver_steps(denoiser.schedule.config, recipe.timesteps, recipe.solver)
+        steps = recipe_steps(denoiser.schedule.config, recipe)
         head = digest([name, recipe.precision])
         with (live(denoiser, recipe, self.ranges[name], self.kinds, self.integers.get(name, {})) as predict,
               remembered(predict, denoiser.model, self.parts[name], name, recipe.precision, self.conditions) as predict):

@@ -1,7 +1,7 @@
 """Network evaluations that candidates share: where trajectories begin alike, their common steps are computed once.
 
 What is kept is the network's prediction at a step, from which the solver's state follows in a few sums, its history (the x0 of
-the step before, for dpm2m) included: a trajectory that goes on from kept predictions is the same bit for bit. Prediction i
+the steps before) included: a trajectory that goes on from kept predictions is the same bit for bit. Prediction i
 depends on the weights, the bits of every layer, noise and labels, what the cache plan skipped up to step i, the coefficients of
 the steps before it and its own timestep; of the next timestep it knows nothing, and neither do the solvers differ before their
 coefficients do.

@@ -29,6 +29,7 @@ from tasks.evolve.costs import (
     weights_bytes,
 )
 from tasks.evolve.space import Candidate, Space
+from tasks.runtime.solver import solver_steps
 
 STUDENTS = {"unit": "student_unit.safetensors", "2:4": "student_2_4.safetensors"}
 MASKS = {"unit": "masks_unit.safetensors", "2:4": "masks_2_4.safetensors"}  # the frozen ones, after training
@@ -141,7 +142,7 @@ def planner(table: ReuseTable, teacher: Denoiser) -> Planner:
         if budget == 0:
             return None
         masks, forecast = reuse
-        costs = table.costs(teacher.schedule.config, timesteps, solver)
+        costs = table.costs(solver_steps(teacher.schedule.config, timesteps, solver))
         return table.forecasting(plan_from_costs(costs, table.sublayers, budget, masks), forecast, timesteps)
 
     return plan

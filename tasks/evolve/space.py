@@ -61,7 +61,7 @@ class Space:
     def key(self, candidate: Candidate) -> Hashable:
         """Equal for candidates of one recipe: two cache budgets may come to the same plan."""
         recipe = self.recipe(candidate)
-        return recipe.timesteps, recipe.solver, recipe.cache, tuple(recipe.precision.items()), recipe.sparsity is not None
+        return (*recipe.sampling.values(), recipe.cache, tuple(recipe.precision.items()), recipe.sparsity is not None)
 
     def unbounded(self) -> "Space":
         return replace(self, bound=float("inf"))

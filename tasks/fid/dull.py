@@ -40,7 +40,7 @@ class Point:
     def recipe(self, packages: Mapping[str, Recipe], schedule: Schedule) -> Recipe:
         """The package's own but for solver and timesteps."""
         timesteps = spaced_timesteps(schedule, self.steps, self.spacing)
-        return replace(packages[self.package], solver=self.solver, timesteps=timesteps)
+        return replace(packages[self.package], solver=self.solver, rows=None, timesteps=timesteps)
 
 
 def grid(precisions: Iterable[str], solvers: Iterable[str], spacings: Iterable[str], steps: Iterable[int]) -> list[Point]:

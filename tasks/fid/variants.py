@@ -41,7 +41,7 @@ def same_samples(jobs: Sequence[Job], networks: Mapping[str, str]) -> dict[str, 
     """
     def sampled(job: Job) -> tuple:
         recipe = job.recipe
-        return networks[job.package], recipe.solver, recipe.timesteps, recipe.cache, job.seed, job.first
+        return networks[job.package], *recipe.sampling.values(), recipe.cache, job.seed, job.first
 
     longest = {sampled(job): job for job in sorted(jobs, key=lambda job: job.n)}
     return {job.name: longest[sampled(job)] for job in jobs}
@@ -61,17 +61,17 @@ def twice_the_steps(dense: Recipe, schedule: Schedule, n: int, seed: int) -> Job
 def twin(recipe: Recipe) -> Recipe | None:
     """The same solver and timesteps with nothing compressed; None where the variant is just that: only its sampling differs."""
     changed = recipe.cache or recipe.sparsity or any(token != "fp32" for token in recipe.precision.values())
-    return Recipe(solver=recipe.solver, timesteps=recipe.timesteps) if changed else None
+    return Recipe(**recipe.sampling) if changed else None
 
 
 def twin_jobs(jobs: list[Job], dense: Recipe, n: int) -> tuple[list[Job], dict[str, str]]:
     """-> jobs of the distinct twins other than dense itself, name of the job that is a variant's twin by variant."""
-    names, twins, extra = {(dense.solver, dense.timesteps): "dense"}, {}, []
+    names, twins, extra = {tuple(dense.sampling.values()): "dense"}, {}, []
     for job in jobs:
         recipe = twin(job.recipe)
         if recipe is None:
             continue
-        sampling = recipe.solver, recipe.timesteps
+        sampling = tuple(recipe.sampling.values())
         if sampling not in names:
             names[sampling] = f"dense_as_{job.name}"
             extra.append(replace(job, name=names[sampling], package="dense", recipe=recipe, n=n))

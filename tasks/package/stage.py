@@ -31,6 +31,7 @@ from tasks.runtime.masks import apply_masks
 from tasks.runtime.packed import open_model
 from tasks.runtime.precision import Integers, calibrate_ranges, widths
 from tasks.runtime.rounding import read_integers
+from tasks.runtime.solver import recipe_steps
 
 INPUTS = ("data", "pretrain_load", "mask_search", "distill", "cache_learn", "evolve")
 
@@ -112,7 +113,8 @@ def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: 
     noise, labels = initial_noise(denoiser.sample_shape, images, seed), labels_for(images, denoiser.num_classes)
     visited = list(trajectory(cached_network(denoiser, recipe), denoiser.schedule, recipe, noise, labels))
     remove_cache(denoiser.model)
-    batches = ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in visited)
+    times = [row.t for row in recipe_steps(denoiser.schedule.config, recipe)]
+    batches = ((x, torch.full((len(x),), times[step]), labels) for step, x, _ in visited)
     return calibrate_ranges(denoiser.model, batches, denoiser.joins())
 
 

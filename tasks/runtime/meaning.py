@@ -5,6 +5,7 @@ told where the recipe is made live on it.
 """
 
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from .cache import FORECASTS, TRUNK, check_forecast
 from .precision import widths
 
-KEYS = ("timesteps", "solver", "cache", "precision", "sparsity")
+KEYS = ("timesteps", "solver", "cache", "precision", "sparsity", "rows")  # the last one came later: a recipe may leave it out
+ROW_KEYS = ("t", "p", "q", "a", "b")
+LEARNED = "learned"  # the solver whose rows are in the recipe
 PLAN_KEYS = ("sublayers", "compute", "forecast", "weights")  # the last two came later: a plan may leave them out
 GRAINS = ("2:4", "unit")
 
@@ -22,10 +25,11 @@ def check_recipe(recipe: Any, solvers: Collection[str] | None = None, total: int
 
     solvers: those that there are; None where another file knows them. total: the schedule's number of timesteps, if known.
     """
-    check_keys("recipe", recipe, KEYS, KEYS)
+    check_keys("recipe", recipe, KEYS, KEYS[:5])
     if solvers is not None and recipe["solver"] not in solvers:
         raise ValueError(f"recipe: solver {recipe['solver']!r} is not one of {', '.join(solvers)}")
     check_timesteps(recipe["timesteps"], total)
+    check_rows(recipe.get("rows"), recipe["solver"], recipe["timesteps"], total)
     check_precision(recipe["precision"])
     check_sparsity(recipe["sparsity"])
     if recipe["cache"] is not None:
@@ -57,6 +61,35 @@ def check_timesteps(steps: Any, total: int | None = None) -> None:
         raise ValueError(f"recipe: timesteps {short(list(steps))} are not strictly decreasing from {top} to 0")
     if total is not None and steps[0] >= total:
         raise ValueError(f"recipe: timesteps start at {steps[0]}, but the schedule has {total} and its last is {top}")
+
+
+def check_rows(rows: Any, solver: str, timesteps: Sequence[int], total: int | None = None) -> None:
+    """One row for each timestep, of the learned solver alone; times fall strictly, from T - 1 to 0 at the most."""
+    if (rows is not None) != (solver == LEARNED):
+        raise ValueError(f"recipe: rows are {'missing' if rows is None else 'given'}, but the solver is {short(solver)}; "
+                         f"{LEARNED} has rows, and no other")
+    if rows is None:
+        return
+    if not is_list(rows, dict) or len(rows) != len(timesteps):
+        raise ValueError(f"recipe: rows {short(rows)} is not a list of one object for each of {len(timesteps)} timesteps")
+    for step, row in enumerate(rows):
+        check_row(step, row)
+    times, top = [row["t"] for row in rows], math.inf if total is None else total - 1
+    if not top >= times[0] or times[-1] < 0 or any(after >= before for before, after in zip(times, times[1:], strict=False)):
+        raise ValueError(f"recipe: rows: times {short(times)} do not fall strictly from "
+                         f"{'T - 1' if total is None else top} to 0")
+
+
+def check_row(step: int, row: dict) -> None:
+    """Finite numbers; b weighs the x0 of this step and of as many before it as there are."""
+    check_keys(f"recipe: rows: step {step}", row, ROW_KEYS, ROW_KEYS)
+    for key in ROW_KEYS[:4]:
+        if not is_number(row[key]):
+            raise ValueError(f"recipe: rows: step {step}: {key} {short(row[key])} is not a finite number")
+    if not isinstance(row["b"], (list, tuple)) or not all(map(is_number, row["b"])):
+        raise ValueError(f"recipe: rows: step {step}: b {short(row['b'])} is not a list of finite numbers")
+    if not 1 <= len(row["b"]) <= step + 1:
+        raise ValueError(f"recipe: rows: step {step}: b has {len(row['b'])} numbers, not 1 to {step + 1}: one an x0 so far")
 
 
 def check_precision(precision: Any) -> None:
@@ -118,7 +151,7 @@ def is_list(data: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def short(value: Any) -> str:

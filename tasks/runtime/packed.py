@@ -59,10 +59,10 @@ class PackedDenoiser(torch.nn.Module):
             check_recipe(self.recipe, solvers, schedule.get("num_train_timesteps", 1000))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
-        """x: NCHW; t: (N,) int64; labels: (N,) int64 or None -> NCHW (a learned variance is cut off)."""
+        """x: NCHW; t: (N,) fp32 or int64; labels: (N,) int64 or None -> NCHW (a learned variance is cut off)."""
         if self._cache is not None:
             self._cache.step = step
-        return self.model(x, t, class_labels=labels, return_dict=False)[0][:, : x.shape[1]]
+        return self.model(x, time_input(self.model, t), class_labels=labels, return_dict=False)[0][:, : x.shape[1]]
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -111,6 +111,11 @@ class PackedDenoiser(torch.nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32
+
+
+def time_input(model: torch.nn.Module, t: Tensor) -> Tensor:
+    """As the model takes it: a learned embedding (UNet2DModel's) has a row for each timestep, of which the nearest is taken."""
+    return t.float().round().long() if model.config.get("time_embedding_type") == "learned" else t
 
 
 def open_model(folder: Path) -> tuple[torch.nn.Module, dict]:

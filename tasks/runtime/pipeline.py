@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from .solver import KNOWN, clip_bound, integrate, solver_steps, with_guidance
+from .solver import KNOWN, clip_bound, integrate, recipe_steps, with_guidance
 
 
 class CompressedPipeline(DiffusionPipeline):
@@ -55,7 +55,7 @@ class CompressedPipeline(DiffusionPipeline):
             noise = randn_tensor((count, *self.denoiser.sample_shape), generator=generator, device=device)
         config = dict(self.scheduler.config)
         self.denoiser.check_recipe(KNOWN, config)
-        steps = solver_steps(config, self.recipe["timesteps"], self.recipe["solver"])
+        steps = recipe_steps(config, self.recipe)
         null_label = 0 if guidance_scale == 1.0 else self.denoiser.null_label
         predict = with_guidance(self.denoiser, guidance_scale, null_label)
         with self.progress_bar(total=len(steps)) as bar:

@@ -1,14 +1,15 @@
-"""ODE solvers with their coefficients precomputed per timestep list: one fused update a step, no scheduler objects in the loop.
+"""ODE solvers as rows of coefficients, one row a step: no scheduler objects in the loop.
 
-Shipped inside packages. All solvers are written on the data prediction x0 (DPM-Solver++, arXiv 2211.01095, eq. 9 and alg. 2),
-one of them on the prediction, too:
+Shipped inside packages. Every solver is written on the data prediction x0 of this step (DPM-Solver++, arXiv 2211.01095, eq. 9)
+and of those before it, one of them on the prediction, too:
 
-    x_next = a x + b x0 + c x0_previous + d prediction
+    x_next = a x + b[0] x0 + b[1] x0_previous + b[2] x0_before_that + ... + d prediction
 
 `ddim`: order 1, DDIM with eta 0 (arXiv 2010.02502, eq. 12), whose noise is what x and the clipped x0 leave; it ends at x0.
 `dpm2m`: order 2, DPM-Solver++(2M) in its midpoint form; it ends at x0.
 `ddim_diffusers`: DDIM with eta 0 as diffusers' DDIMPipeline has it: the noise is what the network predicted, whether x0 was
 clipped or not, and it ends where the scheduler's config says, `set_alpha_to_one` and spacing "leading" included.
+`learned`: no formula; a recipe carries its rows, whose times may lie between timesteps.
 
 They equal diffusers' `DDIMScheduler` with `use_clipped_model_output`, `DPMSolverMultistepScheduler` and `DDIMScheduler` as it
 is, on lists where that one goes to the next timestep of its list; a test holds that.
@@ -16,34 +17,51 @@ is, on lists where that one goes to the next timestep of its list; a test holds 
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SOLVERS = ("ddim", "dpm2m")         # that compressed models are sampled by
-KNOWN = (*SOLVERS, "ddim_diffusers")  # of a recipe; the last one is the dense model's
+SOLVERS = ("ddim", "dpm2m")                      # that have a formula and that compressed models are sampled by
+KNOWN = (*SOLVERS, "learned", "ddim_diffusers")  # of a recipe; the last one is the dense model's
 NO_SIGNAL = 2.0**-24  # alpha^2 that DPM-Solver calculates with instead of 0, as in diffusers: its log-SNR is finite
 
-# predict(x, t, labels, step): NCHW, (N,) int64, (N,) int64 or None, index of the step -> NCHW, what the network predicts
+# predict(x, t, labels, step): NCHW, (N,) fp32, (N,) int64 or None, index of the step -> NCHW, what the network predicts
 Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
 
 @dataclass(frozen=True)
 class SolverStep:
-    t: int
-    p: float  # x0 = p x + q prediction
+    t: float              # that the network is told; whole for a solver with a formula
+    p: float              # x0 = p x + q prediction
     q: float
-    a: float  # x_next = a x + b x0 + c x0_previous + d prediction
-    b: float
-    c: float = 0.0
-    d: float = 0.0
+    a: float              # x_next = a x + b[0] x0 + b[1] x0_previous + ... + d prediction
+    b: tuple[float, ...]  # of this step's x0 and as many before it as count
+    d: float = 0.0        # of ddim_diffusers alone
 
     @property
     def gain(self) -> float:
         """Derivative of x_next with respect to the prediction, where x0 is not clipped."""
-        return self.b * self.q + self.d
+        return self.b[0] * self.q + self.d
+
+    @classmethod
+    def from_json(cls, row: Mapping) -> "SolverStep":
+        return cls(t=float(row["t"]), p=row["p"], q=row["q"], a=row["a"], b=tuple(row["b"]))
+
+    def to_json(self) -> dict:
+        return {"t": self.t, "p": self.p, "q": self.q, "a": self.a, "b": self.b}
+
+
+def recipe_steps(scheduler_config: dict, recipe: Any) -> list[SolverStep]:
+    """The rows that a recipe is sampled by. recipe: a `Recipe`, or `recipe.json` as read."""
+    said = recipe.get if isinstance(recipe, Mapping) else functools.partial(getattr, recipe)
+    rows = said("rows", None)
+    if rows is None:
+        return solver_steps(scheduler_config, said("timesteps"), said("solver"))
+    return [row if isinstance(row, SolverStep) else SolverStep.from_json(row) for row in rows]
 
 
 def alphas_cumprod(scheduler_config: dict) -> Tensor:
@@ -91,7 +109,7 @@ def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) 
             factors = derived(*levels[i], *levels[i + 1])
         if solver == "dpm2m" and i > 0 and levels[i + 1][1] > 0:
             factors = second_order(*factors, *lam[i - 1 : i + 2])
-        steps.append(SolverStep(int(t), *data_prediction(*levels[i], kind), *factors))
+        steps.append(SolverStep(float(t), *data_prediction(*levels[i], kind), *factors))
     return steps
 
 
@@ -109,24 +127,24 @@ def final_bar(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> 
     return one if scheduler_config.get("set_alpha_to_one", True) else bars[0]
 
 
-def derived(alpha: float, sigma: float, next_alpha: float, next_sigma: float) -> tuple[float, float]:
+def derived(alpha: float, sigma: float, next_alpha: float, next_sigma: float) -> tuple[float, tuple[float]]:
     """a and b of a step whose noise is (x - alpha x0) / sigma."""
     a = next_sigma / sigma if next_sigma else 0.0
-    return a, next_alpha - alpha * a
+    return a, (next_alpha - alpha * a,)
 
 
 def as_predicted(alpha: float, sigma: float, next_alpha: float, next_sigma: float,
-                 prediction_type: str) -> tuple[float, float, float, float]:
-    """a, b, c, d of a step whose noise is what the network says."""
+                 prediction_type: str) -> tuple[float, tuple[float], float]:
+    """a, b, d of a step whose noise is what the network says."""
     u, w = noise_prediction(alpha, sigma, prediction_type) if next_sigma else (0.0, 0.0)
-    return next_sigma * u, next_alpha, 0.0, next_sigma * w
+    return next_sigma * u, (next_alpha,), next_sigma * w
 
 
-def second_order(a: float, b: float, before: float, now: float, after: float) -> tuple[float, float, float]:
-    """a, b, c of DPM-Solver++(2M); a, b: of order 1; before, now, after: half log-SNRs of the last step, of this
+def second_order(a: float, b: tuple[float], before: float, now: float, after: float) -> tuple[float, tuple[float, float]]:
+    """a and b of DPM-Solver++(2M); a, b: of order 1; before, now, after: half log-SNRs of the last step, of this
     one and of the next."""
     r = (now - before) / (after - now)
-    return a, b * (1 + 0.5 / r), -b * 0.5 / r
+    return a, (b[0] * (1 + 0.5 / r), -b[0] * 0.5 / r)
 
 
 @dataclass(frozen=True)
@@ -155,25 +173,31 @@ def limited(x0: Tensor, clip: Clip) -> Tensor:
     return clip(x0) if isinstance(clip, Thresholding) else x0.clamp_(-clip, clip)
 
 
-def advance(step: SolverStep, x: Tensor, prediction: Tensor, previous: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """x and the prediction at step.t, the x0 of the step before -> x at the next timestep, x0."""
+def advance(step: SolverStep, x: Tensor, prediction: Tensor, earlier: Iterable[Tensor], clip: Clip) -> tuple[Tensor, Tensor]:
+    """x and the prediction at step.t, the x0 of the steps before, last first -> x at the next timestep, x0."""
     x0 = limited((step.p * x).add_(prediction, alpha=step.q), clip)
-    following = (step.a * x).add_(x0, alpha=step.b)
-    for term, factor in ((previous, step.c), (prediction, step.d)):
+    following = (step.a * x).add_(x0, alpha=step.b[0])
+    for term, factor in (*zip(earlier, step.b[1:], strict=False), (prediction, step.d)):
         if factor:
             following.add_(term, alpha=factor)
     return following, x0
 
 
+def remembered(steps: Sequence[SolverStep]) -> deque:
+    """For the x0 of the steps before, last first: it holds as many as some step reads."""
+    return deque(maxlen=max(len(step.b) for step in steps) - 1)
+
+
 def integrate(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None,
               clip: Clip) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (step, x before it, x0 predicted in it); with the last step, instead of x0, the sample: x after it."""
-    x, x0 = noise, torch.zeros_like(noise)
-    times = torch.tensor([s.t for s in steps], device=x.device)[:, None].repeat(1, len(x))
+    x, earlier = noise, remembered(steps)
+    times = torch.tensor([s.t for s in steps], dtype=torch.float32, device=x.device)[:, None].repeat(1, len(x))
     for i, (s, t) in enumerate(zip(steps, times, strict=True)):
-        following, x0 = advance(s, x, predict(x, t, labels, i), x0, clip)
+        following, x0 = advance(s, x, predict(x, t, labels, i), earlier, clip)
         yield i, x, x0 if i + 1 < len(steps) else following
         x = following
+        earlier.appendleft(x0)
 
 
 def clip_bound(scheduler_config: dict) -> Clip:

@@ -118,7 +118,7 @@ def test_growth_by_hand():
     denoiser = toy(Scale(-0.5))
     denoiser.schedule.config["clip_sample"] = False
     steps = solver_steps(denoiser.schedule.config, GRID, "ddim")
-    factors = [step.a + step.b * (step.p + 0.5 * step.q) for step in steps]
+    factors = [step.a + step.b[0] * (step.p + 0.5 * step.q) for step in steps]
     last = steps[-1].p + 0.5 * steps[-1].q  # the image is the last x0
     growth = grown(denoiser)
     assert growth[3] == pytest.approx(last**2, rel=1e-4)
@@ -149,7 +149,7 @@ def test_growth_of_other_lists():
 
 def test_step_weights_are_the_solvers_derivative():
     """v prediction on the cosine schedule: x moves along a circle, so equal steps count the same."""
-    weights = step_weights(CONFIG, (900, 800, 700, 600), "ddim", FLAT)
+    weights = step_weights(solver_steps(CONFIG, (900, 800, 700, 600), "ddim"), FLAT)
     np.testing.assert_allclose(weights[:3], np.sin(0.1 * np.pi / 2) ** 2, rtol=0.02)
 
 
@@ -166,8 +166,8 @@ def test_step_weights_by_finite_differences(solver):
         return x0.item()
 
     moved = [image(np.eye(4)[i]) - image(np.zeros(4)) for i in range(4)]
-    last, before = steps[3].p ** 2, (steps[3].p * (steps[2].a + steps[2].b * steps[2].p)) ** 2
-    weights = step_weights(config, timesteps, solver, np.array([0, 0, before, last, 1.0]))
+    last, before = steps[3].p ** 2, (steps[3].p * (steps[2].a + steps[2].b[0] * steps[2].p)) ** 2
+    weights = step_weights(steps, np.array([0, 0, before, last, 1.0]))
     np.testing.assert_allclose(weights[1:], np.square(moved[1:]))
 
 
@@ -176,7 +176,7 @@ def test_a_step_whose_errors_grow_less_is_skipped():
     errors = np.where((gap := np.subtract.outer(range(4), range(4)).T) >= 0, 1.0 * gap**2, np.nan)[None]
     table = ReuseTable(sublayers=["a"], grid=grid, errors=errors, growth=np.array([1.0, 1.0, 1e4, 1e-4]),
                        products=np.ones((1, 4, 4)))
-    skipped = plan_from_costs(table.costs(CONFIG, grid, "ddim"), ["a"], 0.25, 4)
+    skipped = plan_from_costs(table.costs(solver_steps(CONFIG, grid, "ddim")), ["a"], 0.25, 4)
     assert skipped.compute == ((True,), (True,), (False,), (True,)), "the step that leads to timestep 0"
 
 
@@ -237,6 +237,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
                        products=products_of(toy(Scale(0.5))))
     table.write(tmp_path, forecast="none")
     found = ReuseTable.read(tmp_path)
-    np.testing.assert_array_equal(found.costs(CONFIG, GRID, "dpm2m"), table.costs(CONFIG, GRID, "dpm2m"))
+    steps = solver_steps(CONFIG, GRID, "dpm2m")
+    np.testing.assert_array_equal(found.costs(steps), table.costs(steps))
     plan = CachePlan(sublayers=("a",), compute=((True,), (True,), (False,), (False,)))
     assert found.weigh(plan, GRID) == table.weigh(plan, GRID)

@@ -59,7 +59,7 @@ def test_the_loss_by_hand():
     """One Scale(w): teacher x_m + w x_m, student x_m + beta w x_m + (1 - beta) w x_s."""
     denoiser, x_s = toy(Scale(0.5)), torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.1
     step = solver_steps(CONFIG, (500, 300), "ddim")[0]
-    x_m = step.a * x_s + step.b * (step.p * x_s + step.q * 1.5 * x_s)
+    x_m = step.a * x_s + step.b[0] * (step.p * x_s + step.q * 1.5 * x_s)
     beta = torch.sigmoid(torch.tensor(0.7))
     by_hand = ((1 - beta) * 0.5 * (x_m - x_s)).square().mean() + 0.01 * beta
     loss = router_loss(denoiser, names(denoiser), torch.tensor([0.7]), step, 300, x_s, None, 0.01, "mean")

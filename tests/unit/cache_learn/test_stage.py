@@ -13,6 +13,7 @@ from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import build, save
 from tasks.core.recipe import CachePlan
 from tasks.runtime.cache import TRUNK
+from tasks.runtime.solver import solver_steps
 from tests.unit.cache_learn.toy import CONFIG
 
 DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out_channels": 1, "num_layers": 2,
@@ -60,7 +61,7 @@ def test_what_it_writes_agrees_with_itself(run):
     assert errors.shape == (4, 4, 4) and len(grid["timesteps"]) == 4 and len(grid["sublayers"]) == 4
     plan = json.loads((out / "plan.json").read_text())
     timesteps = plan.pop("timesteps")
-    assert ReuseTable.read(out).costs(CONFIG, timesteps, "ddim").shape == (4, 6, 6)
+    assert ReuseTable.read(out).costs(solver_steps(CONFIG, timesteps, "ddim")).shape == (4, 6, 6)
     shipped = CachePlan.from_json(plan)
     assert shipped.forecast == grid["forecast"] == "taylor"
     chosen = report.numbers["plans"][report.numbers["chosen"]]

@@ -1,5 +1,7 @@
 """The precomputed solvers against diffusers' schedulers, on a network whose outputs are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -7,7 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from tasks.core.denoiser import Schedule
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, sample, sample_in_chunks, spaced_timesteps
-from tasks.runtime.solver import clip_bound, integrate, solver_steps, with_guidance
+from tasks.runtime.solver import SolverStep, clip_bound, integrate, solver_steps, with_guidance
 
 CONFIG = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True, "set_alpha_to_one": True,
           "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
@@ -48,6 +50,36 @@ def test_dpm2m_equals_diffusers_on_any_list(timesteps):
     scheduler.set_timesteps(timesteps=timesteps)
     expected = diffusers_loop(scheduler, noise)
     torch.testing.assert_close(run(CONFIG, timesteps, "dpm2m", noise.double(), clip=None), expected, atol=2e-4, rtol=2e-4)
+
+
+def test_rows_are_sampled_as_the_solver_that_they_were_taken_from(schedule):
+    """Bit for bit, and the network is told times between timesteps as they are."""
+    noise, told = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
+
+    def predict(x, t, labels, step):
+        told.append(t)
+        return linear_predict(x, t, labels, step)
+
+    plain = Recipe(timesteps=(999, 700, 400, 20), solver="dpm2m")
+    rows = tuple(solver_steps(CONFIG, plain.timesteps, "dpm2m"))
+    learned = replace(plain, solver="learned", rows=rows)
+    assert torch.equal(sample(predict, schedule, learned, noise, None), sample(predict, schedule, plain, noise, None))
+    assert all(t.dtype == torch.float32 and t.shape == (3,) for t in told)
+    told.clear()
+    moved = replace(learned, rows=(rows[0], replace(rows[1], t=700.25), *rows[2:]))
+    sample(predict, schedule, Recipe.from_json(moved.to_json()), noise, None)
+    assert [t[0].item() for t in told] == [999, 700.25, 400, 20]
+
+
+def test_a_row_weighs_all_x0_so_far_by_hand():
+    """x0 is the prediction: 1, 2, 3."""
+    factors = (0.5, (2.0,)), (1.0, (1.0, 10.0)), (2.0, (1.0, 0.0, 100.0))
+    rows = [SolverStep(t, 0, 1, *both) for t, both in zip((2.0, 1.0, 0.0), factors, strict=True)]
+    noise = torch.full((1, 1), 4.0)
+    *_, (_, before, image) = integrate(lambda x, t, labels, i: torch.full_like(x, i + 1), rows, noise, None, None)
+    first = 0.5 * 4 + 2 * 1
+    second = first + 2 + 10 * 1
+    assert before.item() == second and image.item() == 2 * second + 3 + 100 * 1
 
 
 def test_one_step_is_the_data_prediction_by_hand():

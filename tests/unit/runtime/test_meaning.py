@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,9 @@ from tasks.package.write import seal, write_package
 from tasks.pretrain_load.architectures import SCHEDULE, dit
 from tasks.runtime import graph
 from tasks.runtime.graph import export, open_graph
+from tasks.runtime.meaning import check_recipe
 from tasks.runtime.packed import PackedDenoiser, open_model
+from tasks.runtime.solver import KNOWN
 
 FF, LAYER = "transformer_blocks.0.ff", "transformer_blocks.0.ff.net.2"
 PLAN = CachePlan(sublayers=(FF,), compute=((True,), (False,), (True,)), forecast="learned", weights=(((),), ((0.9,),), ((),)))
@@ -59,6 +62,22 @@ MEANINGLESS = [
     (("cache", "weights"), [[[]], [0.9], [[]]], "numbers"), (("cache", "weights"), 0.9, "numbers"),
     (("cache", "weights"), [[[]], [[0.9], [1]], [[]]], "weights of 2 sublayers for 1"),
 ]
+ROWS = [{"t": t, "p": 0.5, "q": -0.5, "a": 0.5, "b": [0.5] * min(i + 1, 2)} for i, t in enumerate((900.5, 500.25, 100))]
+LEARNED = WHOLE | {"solver": "learned", "rows": ROWS}
+# what is set where in the rows of a learned solver -> what the line says
+ROWLESS = [
+    (("rows",), None, "rows are missing, but the solver is 'learned'"), (("solver",), "ddim", "rows are given, but the solver"),
+    (("rows",), ROWS[:2], "one object for each of 3 timesteps"), (("rows",), [], "one object for each of 3"),
+    (("rows",), {"t": 1}, "is not a list of one object"), (("rows",), "learned", "is not a list of one object"),
+    (("rows", 1), [500, 1, 1, 1, [1]], "is not a list of one object"), (("rows", 1), {"t": 500}, "step 1: key 'p' is missing"),
+    (("rows", 1, "d"), 0.5, "step 1: unknown key 'd'"), (("rows", 0, "t"), "900", "step 0: t '900' is not a finite number"),
+    (("rows", 2, "t"), NAN, "t nan is not"), (("rows", 2, "t"), -0.5, "do not fall strictly from T - 1 to 0"),
+    (("rows", 2, "t"), 500.25, "do not fall strictly"), (("rows", 2, "p"), float("inf"), "step 2: p inf is not a finite"),
+    (("rows", 2, "q"), None, "step 2: q None is not"), (("rows", 0, "a"), True, "step 0: a True is not"),
+    (("rows", 0, "a"), 10**400, "step 0: a 1000.* is not a finite number"), (("rows", 1, "b"), 0.5, "b 0.5 is not a list"),
+    (("rows", 1, "b"), [], "step 1: b has 0 numbers, not 1 to 2"), (("rows", 0, "b"), [1, 1], "b has 2 numbers, not 1 to 1"),
+    (("rows", 1, "b"), [1, NAN], "is not a list of finite numbers"), (("rows", 1, "b"), ["1"], "is not a list of finite"),
+]
 # what only the schedule or the model tells, and a list of keys that must be there
 UNKNOWN = [
     (("timesteps",), [1000, 500, 100], "start at 1000, but the schedule has 1000"),
@@ -67,13 +86,35 @@ UNKNOWN = [
 ids = [f"{'.'.join(place)}={value!r:.24}" for place, value, _ in MEANINGLESS]
 
 
-def changed(place, value) -> dict:
-    recipe = copy.deepcopy(WHOLE)
+def changed(place, value, whole=WHOLE) -> dict:
+    recipe = copy.deepcopy(whole)
     inner = recipe
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
     return recipe
+
+
+@pytest.mark.parametrize("place, value, message", ROWLESS)
+def test_rows_that_mean_nothing_are_one_line(place, value, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Recipe.from_json(changed(place, value, LEARNED))
+    assert str(caught.value).startswith("recipe: rows") and "\n" not in str(caught.value)
+
+
+def test_rows_survive_json_and_may_be_left_out():
+    recipe = Recipe.from_json(LEARNED)
+    assert recipe.rows[0].t == 900.5 and recipe.rows[2].b == (0.5, 0.5)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert Recipe.from_json({key: value for key, value in WHOLE.items() if key != "rows"}) == Recipe.from_json(WHOLE)
+    with pytest.raises(ValueError, match="step 0: b has 2 numbers"):
+        replace(recipe, rows=(replace(recipe.rows[0], b=(1.0, 1.0)), *recipe.rows[1:]))
+
+
+def test_the_first_time_is_one_of_the_schedule():
+    check_recipe(LEARNED, KNOWN, 902)
+    with pytest.raises(ValueError, match="do not fall strictly from 900 to 0"):
+        check_recipe(LEARNED, KNOWN, 901)
 
 
 @pytest.mark.parametrize("place, value, message", MEANINGLESS, ids=ids)
@@ -83,7 +124,7 @@ def test_from_json_refuses_it_in_one_line(place, value, message):
     assert "\n" not in str(caught.value) and str(caught.value).startswith(("recipe: ", "cache plan: "))
 
 
-@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("key", sorted(WHOLE.keys() - {"rows"}))
 def test_a_missing_key_is_named(key):
     with pytest.raises(ValueError, match=f"recipe: key '{key}' is missing"):
         Recipe.from_json({name: value for name, value in WHOLE.items() if name != key})
