@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from benchmarks.claims.claim import Outcome, at_least, at_most, claim, study, values
-from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, MARGIN, SEEDS, STRATEGIES, curves, shares
-from tasks.runtime.solver import SOLVERS
+from benchmarks.search.curves import DULL_SPACINGS, FEW_STEPS, MARGIN, SEEDS, SOLVERS, STRATEGIES, curves, shares
 
 BESIDE = (*(f"efficiency.{name}" for name in STRATEGIES),
           *(f"evaluation.seconds_{part}" for part in ("floor", "supernet", "promotion", "correlation")))  # parts of one thread

@@ -21,10 +21,9 @@ from benchmarks import results
 from benchmarks.holdout import judge_unseen
 from benchmarks.results import made
 from benchmarks.search.correlation import sample_features
-from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN
+from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN, SOLVERS, SPACINGS
 from benchmarks.search.efficiency import (
     LOOKAHEAD,
-    SOLVERS,
     TEACHER,
     TIMEOUT_S,
     eight_bits,
@@ -43,7 +42,7 @@ from tasks.core.params import read_params, stage_params
 from tasks.core.progress import track
 from tasks.core.quality import Gaussian, anchored_fid, fid, fid_name
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import SPACINGS, labels_for, spaced_timesteps
+from tasks.core.sampler import labels_for, spaced_timesteps
 from tasks.data import stage as data_stage
 from tasks.data.features import load_feature_net
 from tasks.evolve.fitness import Protocol, ranges_of

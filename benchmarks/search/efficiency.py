@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.results import made
-from benchmarks.search.curves import EVALUATIONS, SEEDS
+from benchmarks.search.curves import EVALUATIONS, SEEDS, SOLVERS
 from benchmarks.search.strategies import SEARCHES
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs
@@ -34,7 +34,7 @@ from tasks.evolve.space import Candidate
 from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 
 TEACHER = "mnist_dit"
-STEPS, SOLVERS = (4, 16), ("ddim", "dpm2m")
+STEPS = (4, 16)
 DENSE_STEPS = 50
 FEWER = 10          # times fewer BitOPs than 8 bits in every layer at 100 uniform steps: the bound on cost
 CORNER = 40.0       # distance at the corner of the box whose dominated share is the score; its cost is the bound: random

@@ -13,26 +13,36 @@ from tasks.core.recipe import Recipe
 from tasks.runtime.cache import CacheHandle, apply_cache
 from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, integrate, recipe_steps, with_guidance
 
-SPACINGS = ("uniform", "logsnr", "quadratic")
+SPACINGS = ("uniform", "logsnr", "quadratic", "karras")
+RHO, NOISIEST = 7, 80.0  # of Karras et al.: exponent, and sigma/alpha that lists begin at, or at the schedule's if that is less
 
 
 def spaced_timesteps(schedule: Schedule, steps: int, spacing: str = "uniform") -> tuple[int, ...]:
-    """A strictly decreasing list of `steps` timesteps that starts at T - 1.
+    """A strictly decreasing list of `steps` timesteps that starts at T - 1; `karras` may start at a less noisy one.
 
     uniform: diffusers' "trailing" (arXiv 2305.08891, table 2); logsnr: uniform in log(alpha/sigma), DPM-Solver's choice;
-    quadratic: DDIM's tau_i ~ i^2.
+    quadratic: DDIM's tau_i ~ i^2; karras: uniform in (sigma/alpha)^(1/7) down to the cleanest level (arXiv
+    2206.00364, eq. 5), as diffusers' `use_karras_sigmas` with `sigma_max`.
     """
     total = checked_total(schedule, steps)
     if spacing == "uniform":
         return trailing(total, steps)
     if spacing == "quadratic":
         wanted = np.linspace(np.sqrt(total - 1), 0, steps, endpoint=False) ** 2
-    elif spacing == "logsnr":
+    elif spacing in ("logsnr", "karras"):
         lam = log_snr(schedule.alphas_cumprod.double().numpy())
-        wanted = np.interp(np.linspace(lam[-1], lam[0], steps, endpoint=False), lam[::-1], np.arange(total)[::-1])
+        levels = np.linspace(lam[-1], lam[0], steps, endpoint=False) if spacing == "logsnr" else karras(lam[-1], lam[0], steps)
+        wanted = np.interp(levels, lam[::-1], np.arange(total)[::-1])
     else:
         raise ValueError(f"spacing: {spacing!r} is not one of {', '.join(SPACINGS)}")
     return strictly_decreasing(np.rint(wanted).astype(int))
+
+
+def karras(noisy: float, clean: float, steps: int) -> np.ndarray:
+    """log(alpha/sigma) of each step, both ends included. A cosine schedule goes on to 20,000 times more noise than signal, and
+    would have most of a short list where there is nothing but noise."""
+    top = min(np.exp(-noisy), NOISIEST)
+    return -RHO * np.log(np.linspace(top ** (1 / RHO), np.exp(-clean / RHO), steps))
 
 
 def checked_total(schedule: Schedule, steps: int) -> int:

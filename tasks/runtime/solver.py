@@ -5,28 +5,34 @@ and of those before it, one of them on the prediction, too:
 
     x_next = a x + b[0] x0 + b[1] x0_previous + b[2] x0_before_that + ... + d prediction
 
-`ddim`: order 1, DDIM with eta 0 (arXiv 2010.02502, eq. 12), whose noise is what x and the clipped x0 leave; it ends at x0.
-`dpm2m`: order 2, DPM-Solver++(2M) in its midpoint form; it ends at x0.
+`ddim`: order 1, DDIM with eta 0 (arXiv 2010.02502, eq. 12), whose noise is what x and the clipped x0 leave.
+`dpm2m`, `dpm3m`: DPM-Solver++(2M) in its midpoint form, and (3M).
+`unipc`, `unipc3`: UniPC of order 2 and 3 with B2(h), its corrector included.
+`deis`, `deis3`: DEIS in log rho, of order 2 and 3. `ipndm`: iPNDM, of order 4. Their noise is that of `ddim`.
+All of these end at x0 but DEIS, which ends at timestep 0, as diffusers' does.
 `ddim_diffusers`: DDIM with eta 0 as diffusers' DDIMPipeline has it: the noise is what the network predicted, whether x0 was
 clipped or not, and it ends where the scheduler's config says, `set_alpha_to_one` and spacing "leading" included.
 `learned`: no formula; a recipe carries its rows, whose times may lie between timesteps.
 
-They equal diffusers' `DDIMScheduler` with `use_clipped_model_output`, `DPMSolverMultistepScheduler` and `DDIMScheduler` as it
-is, on lists where that one goes to the next timestep of its list; a test holds that.
+They equal diffusers' `DDIMScheduler` with `use_clipped_model_output`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`,
+`DEISMultistepScheduler`, `IPNDMScheduler` on our noise levels, and `DDIMScheduler` as it is, on lists where that one goes to
+the next timestep of its list; a test holds that (tests/unit/core/test_schedule_matrix.py).
 """
 
 import functools
+import itertools
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SOLVERS = ("ddim", "dpm2m")                      # that have a formula and that compressed models are sampled by
-KNOWN = (*SOLVERS, "learned", "ddim_diffusers")  # of a recipe; the last one is the dense model's
+SHORT = 15            # steps, of a list from which on diffusers' solvers keep their order up to the last step
 NO_SIGNAL = 2.0**-24  # alpha^2 that DPM-Solver calculates with instead of 0, as in diffusers: its log-SNR is finite
 
 # predict(x, t, labels, step): NCHW, (N,) fp32, (N,) int64 or None, index of the step -> NCHW, what the network predicts
@@ -91,26 +97,46 @@ def noise_prediction(alpha: float, sigma: float, prediction_type: str) -> tuple[
 
 
 def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> list[SolverStep]:
-    """The coefficients of every step of a strictly decreasing timestep list. scheduler_config: a DDIMScheduler's.
+    """The rows of a solver that has a formula, for a strictly decreasing timestep list. scheduler_config: a DDIMScheduler's."""
+    kind, path = scheduler_config.get("prediction_type", "epsilon"), Path.of(scheduler_config, timesteps, solver)
+    factors = as_predicted(path, kind) if solver == "ddim_diffusers" else FORMULAS[solver](path)
+    return [SolverStep(float(t), *data_prediction(path.alpha[i], path.sigma[i], kind), *found)
+            for i, (t, found) in enumerate(zip(timesteps, factors, strict=True))]
 
-    solver: one of KNOWN. The first and the last step of dpm2m are of order 1 (there is no history; sigma ends at 0).
-    """
-    bars = torch.cat([alphas_cumprod(scheduler_config)[list(timesteps)], final_bar(scheduler_config, timesteps, solver)[None]])
-    if solver == "dpm2m" and bars[0] == 0:
-        bars[0] = min(NO_SIGNAL, bars[1].item() / 2)  # below the next one, which may be less than diffusers' constant
-    levels = [(bar**0.5, (1 - bar) ** 0.5) for bar in bars.tolist()]  # alpha and sigma
-    lam = (0.5 * (bars / (1 - bars)).log()).tolist()
-    kind = scheduler_config.get("prediction_type", "epsilon")
-    steps = []
-    for i, t in enumerate(timesteps):
-        if solver == "ddim_diffusers":
-            factors = as_predicted(*levels[i], *levels[i + 1], kind)
-        else:
-            factors = derived(*levels[i], *levels[i + 1])
-        if solver == "dpm2m" and i > 0 and levels[i + 1][1] > 0:
-            factors = second_order(*factors, *lam[i - 1 : i + 2])
-        steps.append(SolverStep(float(t), *data_prediction(*levels[i], kind), *factors))
-    return steps
+
+@dataclass(frozen=True)
+class Path:
+    """Levels of signal and noise at every timestep of a list and where its last step ends."""
+
+    alpha: list[float]
+    sigma: list[float]
+    lam: list[float]    # log(alpha / sigma); infinite where there is no noise
+
+    @classmethod
+    def of(cls, scheduler_config: dict, timesteps: Sequence[int], solver: str) -> "Path":
+        end = final_bar(scheduler_config, timesteps, solver)
+        bars = torch.cat([alphas_cumprod(scheduler_config)[list(timesteps)], end[None]])
+        if bars[0] == 0 and not solver.startswith("ddim"):
+            bars[0] = min(NO_SIGNAL, bars[1].item() / 2)  # below the next one, which may be less than diffusers' constant
+        levels, lam = bars.tolist(), 0.5 * (bars / (1 - bars)).log()
+        return cls([bar**0.5 for bar in levels], [(1 - bar) ** 0.5 for bar in levels], lam.tolist())
+
+    @property
+    def steps(self) -> int:
+        return len(self.alpha) - 1
+
+    def order(self, i: int, most: int) -> int:
+        """Of step i: as many x0 as there are so far, and fewer in the last steps of a short list, as diffusers'
+        `lower_order_final` has it."""
+        return min(most, i + 1, self.steps - i if self.steps < SHORT else most)
+
+    def ratio(self, i: int) -> float:
+        """a of step i: what becomes of the noise in x."""
+        return self.sigma[i + 1] / self.sigma[i] if self.sigma[i + 1] else 0.0
+
+    def whole(self, i: int) -> float:
+        """b of step i where it has a single x0 (DDIM)."""
+        return self.alpha[i + 1] - self.alpha[i] * self.ratio(i)
 
 
 def final_bar(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> Tensor:
@@ -119,6 +145,8 @@ def final_bar(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> 
     Of `ddim_diffusers`, which with the spacing "leading" goes T // N timesteps on from the last one, and that may still be one.
     """
     bars, one = alphas_cumprod(scheduler_config), torch.tensor(1.0, dtype=torch.float64)
+    if solver.startswith("deis"):
+        return bars[0]
     if solver != "ddim_diffusers":
         return one
     beyond = timesteps[-1] - len(bars) // len(timesteps)
@@ -127,24 +155,146 @@ def final_bar(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> 
     return one if scheduler_config.get("set_alpha_to_one", True) else bars[0]
 
 
-def derived(alpha: float, sigma: float, next_alpha: float, next_sigma: float) -> tuple[float, tuple[float]]:
-    """a and b of a step whose noise is (x - alpha x0) / sigma."""
-    a = next_sigma / sigma if next_sigma else 0.0
-    return a, (next_alpha - alpha * a,)
+Factors = Iterator[tuple[float, tuple[float, ...]]]  # a and b of every step
 
 
-def as_predicted(alpha: float, sigma: float, next_alpha: float, next_sigma: float,
-                 prediction_type: str) -> tuple[float, tuple[float], float]:
-    """a, b, d of a step whose noise is what the network says."""
-    u, w = noise_prediction(alpha, sigma, prediction_type) if next_sigma else (0.0, 0.0)
-    return next_sigma * u, (next_alpha,), next_sigma * w
+def as_predicted(path: Path, prediction_type: str) -> Iterator[tuple[float, tuple[float], float]]:
+    """a, b and d of steps whose noise is what the network says."""
+    for i in range(path.steps):
+        level = path.sigma[i + 1]
+        u, w = noise_prediction(path.alpha[i], path.sigma[i], prediction_type) if level else (0.0, 0.0)
+        yield level * u, (path.alpha[i + 1],), level * w
 
 
-def second_order(a: float, b: tuple[float], before: float, now: float, after: float) -> tuple[float, tuple[float, float]]:
-    """a and b of DPM-Solver++(2M); a, b: of order 1; before, now, after: half log-SNRs of the last step, of this
-    one and of the next."""
-    r = (now - before) / (after - now)
-    return a, (b[0] * (1 + 0.5 / r), -b[0] * 0.5 / r)
+def ddim(path: Path) -> Factors:
+    """The noise is (x - alpha x0) / sigma."""
+    for i in range(path.steps):
+        yield path.ratio(i), (path.whole(i),)
+
+
+# ---- DPM-Solver++ and UniPC: polynomials of x0 in lambda, the half log-SNR ----
+
+def dpm(path: Path, most: int) -> Factors:
+    """DPM-Solver++(2M) in its midpoint form and (3M) of arXiv 2211.01095, as diffusers writes them. It ends at order 1."""
+    blends = {1: lambda path, i: (path.whole(i),), 2: second_order, 3: third_order}
+    for i in range(path.steps):
+        order = path.order(i, most) if i + 1 < path.steps else 1
+        yield path.ratio(i), blends[order](path, i)
+
+
+def second_order(path: Path, i: int) -> tuple[float, float]:
+    before, now, after = path.lam[i - 1 : i + 2]
+    r, b = (now - before) / (after - now), path.whole(i)
+    return b * (1 + 0.5 / r), -b * 0.5 / r
+
+
+def third_order(path: Path, i: int) -> tuple[float, float, float]:
+    gaps = [after - before for before, after in zip(path.lam[i - 2 : i + 1], path.lam[i - 1 : i + 2], strict=True)]
+    h, r0, r1 = gaps[2], gaps[1] / gaps[2], gaps[0] / gaps[2]
+    decay = math.expm1(-h)
+    first, second = path.alpha[i + 1] * (decay / h + 1), path.alpha[i + 1] * ((decay + h) / h**2 - 0.5)
+    near = first * (1 + r0 / (r0 + r1)) - second / (r0 + r1)  # of the divided differences D1_0 and D1_1
+    far = second / (r0 + r1) - first * r0 / (r0 + r1)
+    return path.whole(i) + near / r0, far / r1 - near / r0, -far / r1
+
+
+def unipc(path: Path, most: int) -> Factors:
+    """UniPC with B2(h) and its corrector (arXiv 2302.04867), as diffusers' UniPCMultistepScheduler on the data prediction.
+
+    Once x0 is known at a timestep, the corrector replaces the state there, which the predictor left: both are the same state
+    of the timestep before, moved by weighted x0. So the corrected state is x plus weighted x0, and one row holds both.
+    """
+    before = 1
+    for i in range(path.steps):
+        order = min(most, i + 1, path.steps - i)
+        weights = [path.whole(i) * w for w in unified(path, i, order)]
+        if i > 0:
+            predicted, corrected = [0.0, *unified(path, i - 1, before)], unified(path, i - 1, before, corrector=True)
+            moved = [path.ratio(i) * path.whole(i - 1) * (c - p) for c, p in zip(corrected, predicted, strict=True)]
+            weights = [sum(both) for both in itertools.zip_longest(weights, moved, fillvalue=0.0)]
+        yield path.ratio(i), tuple(weights)
+        before = order
+
+
+def unified(path: Path, i: int, order: int, corrector: bool = False) -> list[float]:
+    """Weights, of sum 1, of the x0 that step i is taken with: of its own timestep and those before it, last first; of the
+    corrector, that of the timestep after it comes first."""
+    now, after = path.lam[i : i + 2]
+    r = [1.0] * corrector + [(lam - now) / (after - now) for lam in reversed(path.lam[i - order + 1 : i])]
+    if order == 1 + (not corrector):
+        rho = [0.5] * len(r)  # diffusers', and the authors', simplified forms
+    else:
+        rho = np.linalg.solve(np.vander(r, increasing=True).T, moments(now - after, len(r))) if r else []
+    earlier = [float(p / distance) for p, distance in zip(rho, r, strict=True)]
+    own = 1 - sum(earlier)
+    return [earlier[0], own, *earlier[1:]] if corrector else [own, *earlier]
+
+
+def moments(hh: float, count: int) -> list[float]:
+    """n! phi_(n+1)(hh) hh / B(hh) for n = 1 to count, B(hh) = e^hh - 1 (ibid., eq. 8 and its B2)."""
+    found, phi, factorial = [], math.expm1(hh) / hh - 1, 1
+    for n in range(1, count + 1):
+        found.append(phi * factorial / math.expm1(hh))
+        factorial *= n + 1
+        phi = phi / hh - 1 / factorial
+    return found
+
+
+# ---- DEIS and iPNDM: polynomials of the noise, which depends on the states before ----
+
+def of_noise(path: Path, weigh: Callable[[Path, int], Sequence[float]]) -> Factors:
+    """A solver whose step is x_next = (alpha_next / alpha) x + sum_k w_k noise_k, over this step's noise and those before it.
+
+    weigh(path, i): w, last noise first. The noise of step k is (x_k - alpha_k x0_k) / sigma_k. Seen from step i, it is
+    x / sigma_i plus weighted x0 of the steps so far: every step changes x by a known ratio and known weights.
+    """
+    noises: list[np.ndarray] = []  # last first, each the weights of x0_0, x0_1, ... beside x / sigma
+    for i in range(path.steps):
+        noises.insert(0, -path.alpha[i] / path.sigma[i] * np.eye(path.steps)[i])
+        if i == 0:
+            b = np.eye(path.steps)[0] * path.whole(0)  # of order 1 in the form that needs no signal
+        else:
+            b = sum(w * noise for w, noise in zip(weigh(path, i), noises, strict=False))
+        yield path.ratio(i), tuple(b[i::-1].tolist())
+        if path.sigma[i + 1]:
+            noises = [noise - b / path.sigma[i + 1] for noise in noises]
+
+
+def deis_weights(path: Path, i: int, most: int) -> list[float]:
+    """DEIS in log rho (tAB-DEIS, arXiv 2204.13902), as diffusers' DEISMultistepScheduler: alpha_next times the integral over
+    rho = sigma / alpha of each Lagrange polynomial of log rho. With v = log(rho / rho_i), rho = rho_i e^v, the integral of
+    e^v f(v) is e^v (f - f' + f'' - ...)."""
+    order, v = path.order(i, most), path.lam[i] - path.lam[i + 1]
+    nodes = [path.lam[i] - lam for lam in reversed(path.lam[i - order + 1 : i + 1])]
+    found = []
+    for k, node in enumerate(nodes):
+        others = np.array(nodes[:k] + nodes[k + 1:])
+        f = np.poly1d(others, r=True) / np.prod(node - others)
+        primitive = sum(((-1) ** j * f.deriv(j) for j in range(order)), np.poly1d([0]))
+        found.append(path.alpha[i + 1] * path.sigma[i] / path.alpha[i] * (math.exp(v) * primitive(v) - primitive(0)))
+    return found
+
+
+def ipndm_weights(path: Path, i: int) -> list[float]:
+    """Adams-Bashforth weights of the last four noises (arXiv 2204.13902, eq. 38), as diffusers' IPNDMScheduler, times what a
+    DDIM step makes of the noise."""
+    adams = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))[min(i, 3)]
+    level = path.sigma[i + 1] - path.alpha[i + 1] / path.alpha[i] * path.sigma[i]
+    return [level * w for w in adams]
+
+
+FORMULAS: dict[str, Callable[[Path], Factors]] = {
+    "ddim": ddim,
+    "dpm2m": functools.partial(dpm, most=2),
+    "dpm3m": functools.partial(dpm, most=3),
+    "unipc": functools.partial(unipc, most=2),
+    "unipc3": functools.partial(unipc, most=3),
+    "deis": functools.partial(of_noise, weigh=functools.partial(deis_weights, most=2)),
+    "deis3": functools.partial(of_noise, weigh=functools.partial(deis_weights, most=3)),
+    "ipndm": functools.partial(of_noise, weigh=ipndm_weights),
+}
+SOLVERS = tuple(FORMULAS)                        # that compressed models are sampled by
+KNOWN = (*SOLVERS, "learned", "ddim_diffusers")  # of a recipe; the last one is the dense model's
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import pytest
 from benchmarks import results
 from benchmarks.search import bitops
 from benchmarks.search.bitops import DULL_BITS, DULL_STEPS, SPACINGS, Point, best_of_each_cost, dull_recipes
-from benchmarks.search.efficiency import SOLVERS, eight_bits, layers_of
+from benchmarks.search.curves import SOLVERS
+from benchmarks.search.efficiency import eight_bits, layers_of
 from tasks.core.denoiser import build
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.pretrain_load.architectures import SCHEDULE, dit

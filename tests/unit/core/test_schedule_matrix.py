@@ -9,7 +9,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    IPNDMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 
 from tasks.core.denoiser import inspect, load
 from tasks.core.recipe import Recipe
@@ -148,19 +156,57 @@ def test_ddim_is_diffusers_ddim_with_the_noise_of_the_clipped_x0(kind, clipping)
         assert_equal(ours(schedule, recipe), theirs(scheduler, use_clipped_model_output=True))
 
 
+LISTS = ([999], [500, 0], [999, 60], [980, 400, 100], [999, 700, 400, 100], [990, 700, 400, 100, 20],
+         [999, 900, 850, 300, 150, 40, 7], [*range(999, 0, -85)], [*range(975, 0, -75), 0], [*range(999, 0, -70)],
+         [*range(999, 0, -50)])
+MULTISTEP = {"dpm2m": (DPMSolverMultistepScheduler, 2), "dpm3m": (DPMSolverMultistepScheduler, 3),
+             "unipc": (UniPCMultistepScheduler, 2), "unipc3": (UniPCMultistepScheduler, 3),
+             "deis": (DEISMultistepScheduler, 2), "deis3": (DEISMultistepScheduler, 3)}
+
+
+def on_list(solver, config, timesteps):
+    """diffusers' scheduler as it is but for its timesteps, its levels in fp64."""
+    kind, order = MULTISTEP[solver]
+    scheduler = kind.from_config(config, solver_order=order, timestep_spacing="trailing")
+    scheduler.set_timesteps(len(timesteps))
+    scheduler.timesteps = torch.tensor(timesteps)
+    bars = scheduler.alphas_cumprod.double()
+    last = ((1 - bars[0]) / bars[0]).sqrt() if kind is DEISMultistepScheduler else torch.tensor(0.0)
+    scheduler.sigmas = torch.cat([((1 - bars) / bars).sqrt()[timesteps], last[None].double()])
+    return scheduler
+
+
 @pytest.mark.parametrize("clipping", ["none", "dynamic"])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpm2m_is_diffusers_dpm_solver(kind, zero, clipping):
-    """From one and the same config, its clipping left to us where DPM-Solver has none."""
-    for timesteps in ([990, 700, 400, 100, 20], [999, 900, 850, 300, 150, 40, 7], [999], [500, 0]):
-        config = {"_class_name": "DDIMScheduler", "prediction_type": kind, **CLIPPING[clipping],
-                  "rescale_betas_zero_snr": zero and kind != "epsilon"}
-        scheduler = DPMSolverMultistepScheduler.from_config(config, final_sigmas_type="zero")
-        scheduler.set_timesteps(timesteps=timesteps)
-        bars = scheduler.alphas_cumprod.double()[timesteps]
-        scheduler.sigmas = torch.cat([((1 - bars) / bars).sqrt(), torch.zeros(1)])  # the state is fp32, whatever is handed in
-        assert_equal(ours(Schedule.from_config(config), Recipe(timesteps=tuple(timesteps), solver="dpm2m")), theirs(scheduler))
+@pytest.mark.parametrize("solver", MULTISTEP)
+def test_multistep_solvers_are_diffusers(solver, kind, zero, clipping):
+    """From one and the same config, its clipping left to us where these solvers have none."""
+    if zero and solver.startswith("deis"):
+        pytest.skip("diffusers' has no such option, and no finite level for it")
+    config = {"_class_name": "DDIMScheduler", "prediction_type": kind, **CLIPPING[clipping],
+              "rescale_betas_zero_snr": zero and kind != "epsilon"}
+    for timesteps in LISTS:
+        expected = theirs(on_list(solver, config, timesteps))
+        found = ours(Schedule.from_config(config), Recipe(timesteps=tuple(timesteps), solver=solver))
+        assert_equal(found, expected, 1e-5 if solver.startswith("dpm") else 1e-9)  # whose state is fp32, whatever is handed in
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ipndm_is_diffusers_on_our_levels(kind):
+    """diffusers' has a noise schedule of its own, and predicts v; on other levels it is the same solver."""
+    config = {"prediction_type": kind, "clip_sample": False}
+    schedule = Schedule.from_config(config)
+    for timesteps in LISTS:
+        bars = torch.cat([schedule.alphas_cumprod.double()[timesteps], torch.ones(1)])
+        scheduler, x = IPNDMScheduler(), NOISE
+        scheduler.set_timesteps(len(timesteps))
+        scheduler.alphas, scheduler.betas = bars.sqrt(), (1 - bars).sqrt()
+        for i, t in enumerate(timesteps):
+            out, alpha, sigma = net(x, torch.tensor([t]).repeat(len(x))), scheduler.alphas[i], scheduler.betas[i]
+            v = {"epsilon": (out - sigma * x) / alpha, "v_prediction": out, "sample": (alpha * x - out) / sigma}[kind]
+            x = scheduler.step(v, scheduler.timesteps[i], x).prev_sample
+        assert_equal(ours(schedule, Recipe(timesteps=tuple(timesteps), solver="ipndm")), x, 1e-9)
 
 
 # ---- lists

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from tasks.core.denoiser import Schedule
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import initial_noise, labels_for, sample, sample_in_chunks, spaced_timesteps
+from tasks.core.sampler import SPACINGS, initial_noise, labels_for, sample, sample_in_chunks, spaced_timesteps
 from tasks.runtime.solver import SolverStep, clip_bound, integrate, solver_steps, with_guidance
 
 CONFIG = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True, "set_alpha_to_one": True,
@@ -111,11 +111,12 @@ def schedule():
     return Schedule.from_config(CONFIG)
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "logsnr", "quadratic"])
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 5, 50, 999])
 def test_spacings_are_strictly_decreasing_lists_from_the_noisiest_step(schedule, spacing, steps):
     found = spaced_timesteps(schedule, steps, spacing)
-    assert len(found) == steps and found[0] == 999 and found[-1] >= 0
+    assert len(found) == steps and found[-1] >= 0
+    assert found[0] == 999 or spacing == "karras" and schedule.alphas_cumprod[found[0]] < 1e-3
     assert all(a > b for a, b in zip(found, found[1:], strict=False))
 
 
@@ -123,6 +124,16 @@ def test_uniform_is_diffusers_trailing(schedule):
     scheduler = DDIMScheduler.from_config(CONFIG)
     scheduler.set_timesteps(20)
     assert spaced_timesteps(schedule, 20, "uniform") == tuple(scheduler.timesteps.tolist())
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 12])
+def test_karras_is_diffusers(steps, beta_schedule):
+    highest = None if beta_schedule == "scaled_linear" else 80.0  # its noisiest level is 14.6 times the signal
+    config = {"beta_schedule": beta_schedule, "beta_start": 0.00085, "beta_end": 0.02}
+    scheduler = UniPCMultistepScheduler(**config, use_karras_sigmas=True, sigma_max=highest)
+    scheduler.set_timesteps(steps)
+    assert spaced_timesteps(Schedule.from_config(config), steps, "karras") == tuple(scheduler.timesteps.tolist())
 
 
 def test_a_sample_does_not_depend_on_its_chunk(schedule):
