@@ -90,7 +90,7 @@ class WeightsParams:
 class Params:
     base_steps: int        # NFE of the list that router and plan are made for
     spacing: str           # uniform | logsnr | quadratic
-    solver: str            # ddim | dpm2m
+    solver: str            # see runtime/solver.py
     grid: int              # timesteps of the error table
     error_samples: int
     max_gap: int           # grid intervals

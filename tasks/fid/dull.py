@@ -1,8 +1,12 @@
-"""The dull front: what anyone gets from few steps, a better solver and one precision for all layers."""
+"""The dull front: what anyone gets from few steps, a better solver, a better spacing and one precision for all layers.
+
+Solvers and spacings are compared first, in heats: one for each number of steps, at the fastest precision, on few images of the
+same noise. The nearest to the converged image go on, at every precision, to a race of quality against `compressed`.
+"""
 
 import csv
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from tasks.core.cost import bitops, layer_costs
 from tasks.core.denoiser import Denoiser, Schedule
-from tasks.core.quality import EQUAL, Difference, Gaussian, fid, fid_name, kid_difference
+from tasks.core.quality import EQUAL, Difference, Gaussian, fid, fid_name, kid_difference, paired_distance
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import spaced_timesteps
 from tasks.fid.sampling import Job
@@ -18,6 +22,7 @@ from tasks.fid.variants import read_files
 from tasks.runtime.packed import WEIGHTS
 
 BACKEND = "openvino"  # whose times of profile/model.csv count: packages ship for it
+CONVERGED, CONVERGED_STEPS = "converged", 3  # of a heat: key, and how many times the steps of its points
 LAST_ONES = 5         # points that run on where all are clearly worse
 SURE = 2.5            # standard errors of KID above compressed's from which on a point counts as worse before the race ends
 
@@ -85,8 +90,33 @@ def target_costs(points: Sequence[Point], target: str, speed: Mapping[str, float
     return {point.name: bitops(layers, point.recipe(recipes, teacher.schedule)) for point in points}
 
 
+# ---- heats: which solvers and spacings are worth a race ----
+
+def heat_jobs(points: Sequence[Point], precision: str, packages: Mapping[str, Recipe], schedule: Schedule, n: int,
+              seed: int) -> dict[str, Job]:
+    """By (solver, spacing) of the points, which have one number of steps: n images each, at one precision; and under CONVERGED
+    what they are compared with, images of the same noise and precision after so many steps that most solvers agree."""
+    steps = min(schedule.steps, CONVERGED_STEPS * points[0].steps)
+    finest = Point(precision=precision, solver="dpm2m", spacing="uniform", steps=steps)
+    jobs = {CONVERGED: job(finest, packages, schedule, n, seed, name=f"dull_converged_{finest.name}")}
+    for point in points:
+        jobs.setdefault(sampler_of(point), job(replace(point, precision=precision), packages, schedule, n, seed))
+    return {key: replace(found, name=f"heat_{found.name}") for key, found in jobs.items()}
+
+
+def sampler_of(point: Point) -> tuple[str, str]:
+    return point.solver, point.spacing
+
+
+def nearest(found: Mapping[Hashable, np.ndarray], kept: int) -> list[Hashable]:
+    """Keys of the `kept` sets of features that are nearest to those of CONVERGED, image by image, nearest first."""
+    distances = {key: paired_distance(x, found[CONVERGED]) for key, x in found.items() if key != CONVERGED}
+    return sorted(distances, key=distances.get)[:kept]
+
+
 # ---- the race ----
 
+Enter = Callable[[Sequence[str]], Sequence[str]]
 Draw = Callable[[Sequence[str], int, int], Mapping[str, np.ndarray]]
 
 
@@ -100,12 +130,13 @@ class Standing:
 
 
 def race(cost: Mapping[str, float], bar: str, rounds: Sequence[int], draw: Draw, holdout: np.ndarray, reference: Gaussian,
-         strata: Callable[[int], np.ndarray | None]) -> tuple[dict[str, Standing], dict[str, np.ndarray]]:
-    """Every name in `cost`, and features of all samples of those that ran to the end and of `bar`, which is what they are
+         strata: Callable[[int], np.ndarray | None], enter: Enter = list) -> tuple[dict[str, Standing], dict[str, np.ndarray]]:
+    """Every name that ran, and features of all samples of those that ran to the end and of `bar`, which is what they are
     compared with.
 
-    All take the first round, then only the cheapest go on, with all that cost as much, then the next cheapest, until one that
-    ran to the end is as good as `bar`: no dearer one can be the best. If none is, the LAST_ONES nearest ones run to the end.
+    The cheapest run first, with all that cost as much, then the next cheapest, until one that ran to the end is as good as
+    `bar`: no dearer one can be the best, and none is run. If none is, the LAST_ONES nearest ones run to the end. enter(names):
+    those that take part, of names of one cost; asked once for each cost, in this order.
     rounds: samples after which the clearly worse drop out, rising; the last is the end. draw(names, first, last): features of
     samples first .. last - 1. holdout: features (M, D), reference: their distribution. strata(n): classes of the first n
     samples, or None. The rounds save samples, they do not choose: a point is lost if its KID is SURE standard errors above that
@@ -131,10 +162,10 @@ def race(cost: Mapping[str, float], bar: str, rounds: Sequence[int], draw: Draw,
             names = go_on(names, last) if names else []
         return any(equal_quality(standings[name].fid_ratio, 1.0) for name in names)
 
-    alive = go_on([*cost], rounds[0])
-    if not any(to_the_end([name for name in alive if cost[name] == level]) for level in sorted({cost[name] for name in alive})):
-        nearest = sorted(cost, key=lambda name: standings[name].above.estimate)[:LAST_ONES]
-        go_on([name for name in nearest if len(seen[name]) < rounds[-1]], rounds[-1])
+    levels = sorted(set(cost.values()))
+    if not any(to_the_end(go_on(enter([name for name in cost if cost[name] == level]), rounds[0])) for level in levels):
+        last = sorted(standings, key=lambda name: standings[name].above.estimate)[:LAST_ONES]
+        go_on([name for name in last if len(seen[name]) < rounds[-1]], rounds[-1])
     return standings, {name: found for name, found in seen.items() if len(found) == rounds[-1]}
 
 
@@ -167,9 +198,11 @@ class Front:
         return cls(points, speed, cost, standings, fids, bar, best, bool(equal))
 
     def table(self) -> list[dict]:
-        """A row per point; the FID of those that ran to the end, under the name of its samples."""
+        """A row per point that ran; the FID of those that ran to the end, under the name of its samples."""
         rows = []
         for p in self.points:
+            if p.name not in self.standings:
+                continue
             standing = self.standings[p.name]
             decisive = {fid_name(standing.samples): self.fids[p.name]} if p.name in self.fids else {}
             rows.append({"name": p.name, "precision": p.precision, "solver": p.solver, "spacing": p.spacing, "nfe": p.steps,

@@ -2,9 +2,9 @@
 
 Reads: data (holdout, train split, both feature nets, reference statistics), pretrain_load (teacher: shape, schedule, classes),
 profile (model.csv: times of the dull front's precisions), package (every variant, and dense at three precisions).
-Writes: fid.csv (a row per variant), dull.csv (a row per point of the dull front, and what it had to reach), dull_best.json
-(package and recipe of the front's best point), samples/<variant>.npy (the first images, uint8). Report: the rows, the front,
-the protocol.
+Writes: fid.csv (a row per variant), dull.csv (a row per point of the dull front that ran, and what it had to reach),
+dull_best.json (package and recipe of the front's best point), samples/<variant>.npy (the first images, uint8). Report: the
+rows, the front, the protocol.
 Left out: guidance (scale 1 throughout); FID against published reference sets.
 """
 
@@ -41,9 +41,11 @@ class DullParams:
     """The grid of the dull front, and the set of samples on which its best point is selected."""
 
     precisions: tuple[str, ...]   # fp32 | bf16 | int8
-    solvers: tuple[str, ...]      # ddim | dpm2m
-    spacings: tuple[str, ...]     # uniform | logsnr | quadratic
+    solvers: tuple[str, ...]      # see runtime/solver.py
+    spacings: tuple[str, ...]     # uniform | logsnr | quadratic | karras
     steps: tuple[int, ...]
+    heat: int                     # images on which all solvers and spacings of one number of steps are compared first
+    kept: int                     # of these, nearest to the converged image, go on to the race at every precision
     rounds: tuple[int, ...]       # samples after which points clearly worse than compressed drop out; the last decides
     seed: int
     batch: int                    # of the profile's times that say how fast a point is
@@ -61,7 +63,7 @@ class DullParams:
                 check_range(f"fid.dull.{name}", value, low, high)
         if list(self.rounds) != sorted(set(self.rounds)):
             raise ValueError(f"fid.dull.rounds: {list(self.rounds)} does not rise")
-        for name, low, high in (("seed", 0, 10**6), ("batch", 1, 4096)):
+        for name, low, high in (("seed", 0, 10**6), ("batch", 1, 4096), ("heat", 2, 10**6), ("kept", 1, 1000)):
             check_range(f"fid.dull.{name}", getattr(self, name), low, high)
 
 
@@ -129,10 +131,22 @@ def dull_front(params: Params, inputs: Inputs, teacher: Denoiser, recipes: Mappi
         found = draw(fresh, f"fid: the dull front, {racing} point{'s' * (racing != 1)} to {last} samples")
         return {asked[key]: features(net, images) for key, images in found.items()}
 
+    fastest, ranked = min(times, key=times.get), {}
+
+    def enter(names: Sequence[str]) -> list[str]:
+        """Those whose solver and spacing go on from the heat of their number of steps, at whatever precision it was."""
+        there = [point for point in points if point.name in names]
+        for steps in sorted({point.steps for point in there} - ranked.keys()):
+            field = [point for point in points if point.steps == steps]
+            heat = dull.heat_jobs(field, fastest, recipes, teacher.schedule, how.heat, how.seed)
+            images = draw([*heat.values()], f"fid: {len(heat) - 1} solvers and spacings at {steps} steps")
+            ranked[steps] = dull.nearest({key: features(net, images[job.name]) for key, job in heat.items()}, how.kept)
+        return [point.name for point in there if dull.sampler_of(point) in ranked[point.steps]]
+
     speed = {point.name: dull.images_per_s(point, times, how.batch) for point in points}
     cost = dull.target_costs(points, params.goal.target, speed, inputs["package"], recipes, teacher)
     standings, seen = dull.race(cost, bar.name, how.rounds, more, features(net, np.load(data / "holdout.npy")), reference,
-                                lambda n: strata_of(asked_labels(n, teacher.num_classes)))
+                                lambda n: strata_of(asked_labels(n, teacher.num_classes)), enter)
     fids = {name: fid(found, reference) for name, found in seen.items()}
     reached = fids.pop(bar.name)
     front = dull.Front.of(points, speed, cost, standings, fids, reached)
@@ -199,10 +213,11 @@ def protocol(params: Params, data: Path) -> dict:
     return {"samples": params.samples, "seed": params.seed, "feature net": "report, trained on the train split",
             "reference": f"holdout, {len(np.load(data / 'holdout.npy', mmap_mode='r'))} images, {reference}",
             "backend": f"OpenVINO, batch {params.batch}", "fidelity pairs": params.pairs, "resamples": params.resamples,
-            "dull front": f"seed {params.dull.seed}, search net; points drop out after {dropping} samples where their KID is "
-                          f"{dull.SURE:g} standard errors, their FID {EQUAL:.0%} above compressed's, or after the first if a "
-                          f"cheaper one is as good; dull_best: the least {params.goal.target} with a FID of {decisive} "
-                          f"samples up to {EQUAL:.0%} above compressed's"}
+            "dull front": f"seed {params.dull.seed}, search net; of each number of steps the {params.dull.kept} solvers and "
+                          f"spacings run that are nearest to the converged image on {params.dull.heat} samples; points drop "
+                          f"out after {dropping} samples where their KID is {dull.SURE:g} standard errors, their FID "
+                          f"{EQUAL:.0%} above compressed's, and do not run if a cheaper one is as good; dull_best: the least "
+                          f"{params.goal.target} with a FID of {decisive} samples up to {EQUAL:.0%} above compressed's"}
 
 
 def write_front(front: dull.Front, recipe: Recipe, params: Params, out: Path) -> None:

@@ -126,9 +126,28 @@ def test_the_dearer_go_on_only_while_no_cheaper_one_is_as_good():
     asked, shift = [], {"bar": 0.0, "cheap": 0.3, "good": 0.01, "sibling": 0.02, "dear": 0.0}
     standings, seen = dull.race({"dear": 3.0, "good": 2.0, "sibling": 2.0, "cheap": 1.0}, "bar", [50, 200, 1000],
                                 gaussians(shift, asked), HOLDOUT, REFERENCE, lambda n: None)
-    assert asked == [(["bar", "cheap", "dear", "good", "sibling"], 0, 50), (["bar", "cheap"], 50, 200),
+    assert asked == [(["bar", "cheap"], 0, 50), (["bar", "cheap"], 50, 200), (["good", "sibling"], 0, 50),
                      (["good", "sibling"], 50, 200), (["bar", "good", "sibling"], 200, 1000)]
-    assert set(seen) == {"bar", "good", "sibling"} and standings["dear"].samples == 50
+    assert set(seen) == {"bar", "good", "sibling"} and "dear" not in standings
+
+
+def test_only_those_that_enter_run_and_each_cost_is_asked_once():
+    entered = []
+
+    def enter(names):
+        entered.append(sorted(names))
+        return [name for name in names if name != "kept_out"]
+
+    standings, _ = dull.race({"kept_out": 1.0, "cheap": 1.0, "good": 2.0, "dear": 3.0}, "bar", [50, 1000],
+                             gaussians({"bar": 0.0, "cheap": 0.3, "good": 0.01}, []), HOLDOUT, REFERENCE, lambda n: None, enter)
+    assert entered == [["cheap", "kept_out"], ["good"]] and set(standings) == {"cheap", "good"}
+
+
+def test_a_heat_is_won_by_those_nearest_image_by_image():
+    """`swapped` has the same images as the converged one, in another order."""
+    x = np.random.default_rng(0).standard_normal((20, 4))
+    found = {"far": x + 1, "converged": x, "swapped": x[::-1], "near": x + 0.1, "nearer": x - 0.01}
+    assert dull.nearest(found, 3) == ["nearer", "near", "far"] and dull.nearest(found, 9)[-1] == "swapped"
 
 
 def test_the_nearest_reach_the_end_where_all_are_clearly_worse():
