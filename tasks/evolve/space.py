@@ -3,12 +3,15 @@
 A genome is a `Candidate`. TMPQ-DM (arXiv 2404.09532, its code) searches timesteps and bits, a gene for the weights and one for
 the activations of every layer, under a bound on BitOPs; here the number of steps, the cache, the solver and the weights are
 searched too. Its candidates beyond the bound are thrown away, ours are repaired: at a tight bound nearly all are beyond it.
+
+A learned solver brings its own timesteps; a student that was trained for few steps is sampled by its own solver alone. So which
+solvers there are depends on the weights, and whether timesteps are searched depends on the solver.
 """
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,8 +28,8 @@ class Candidate:
     timesteps: tuple[int, ...]   # strictly decreasing
     genes: tuple[str, ...]       # one choice from each of the space's menus
     cache: float                 # share of sublayer evaluations that the cache plan is to remove
-    solver: str
-    weights: str = "teacher"     # teacher | student, the one that distill left
+    solver: str                  # a classical one, or one that belongs to the weights and whose timesteps these are
+    weights: str = "teacher"     # teacher, or a student's name
     reuse: tuple[int, str] = (4, "none")  # of the cache plan: most distinct step masks, forecast
 
 
@@ -44,7 +47,9 @@ class Space:
     bound: float = float("inf")           # of the cost; every candidate that the space makes is within it
     grouping: str = "quadratic"           # prior of random timestep lists: quadratic | uniform | free
     timesteps: tuple[int, ...] | None = None  # the only list there is, if it is not searched
-    weights: tuple[str, ...] = ("teacher",)   # cheapest first; a student has to earn its place against the dense weights
+    weights: tuple[str, ...] = ("teacher",)   # a student has to earn its place against the dense weights
+    own: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)  # weights -> their solvers -> timesteps
+    tied: frozenset[str] = frozenset()        # weights that only their own solvers sample
     reuse: tuple[tuple[int, str], ...] = ((4, "none"),)  # kinds of cache plans; which is the best for a list is found by trying
 
     def __post_init__(self):
@@ -61,7 +66,24 @@ class Space:
     def key(self, candidate: Candidate) -> Hashable:
         """Equal for candidates of one recipe: two cache budgets may come to the same plan."""
         recipe = self.recipe(candidate)
-        return (*recipe.sampling.values(), recipe.cache, tuple(recipe.precision.items()), recipe.sparsity is not None)
+        return candidate.weights, *recipe.sampling.values(), recipe.cache, tuple(recipe.precision.items())
+
+    def solvers_of(self, weights: str) -> tuple[str, ...]:
+        return (() if weights in self.tied else self.solvers) + tuple(self.own.get(weights, ()))
+
+    @functools.cached_property
+    def every_solver(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.solvers, *(name for found in self.own.values() for name in found))))
+
+    def settled(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
+        """The nearest that there is: a solver that its weights have, and timesteps that the solver has."""
+        menu = self.solvers_of(candidate.weights)
+        solver = candidate.solver if candidate.solver in menu else choose(menu, rng)
+        timesteps = self.own.get(candidate.weights, {}).get(solver) or self.timesteps
+        if timesteps is None:
+            steps = min(max(len(candidate.timesteps), self.steps[0]), self.steps[1])
+            timesteps = resize(candidate.timesteps, steps)
+        return replace(candidate, solver=solver, timesteps=timesteps)
 
     def unbounded(self) -> "Space":
         return replace(self, bound=float("inf"))
@@ -69,19 +91,21 @@ class Space:
     def features(self, candidates: Sequence[Candidate]) -> np.ndarray:
         """(n, d) what the logarithm of a loss is about linear in, for `Surrogate`.
 
-        A choice counts half of the next cheaper one, as the rounding error of a bit more. Genes with one menu also count
-        together, so that before a gene is known it is taken for one like the others.
+        A choice counts half of the next cheaper one, as the rounding error of a bit more, and one that is on no menu as the
+        cheapest. Genes with one menu also count together, so that before a gene is known it is taken for one like the others.
         """
         damages, together = self._damages
-        damage = np.array([list(map(dict.__getitem__, damages, c.genes)) for c in candidates]).reshape(len(candidates), -1)
+        damage = np.array([[known.get(gene, 1.0) for known, gene in zip(damages, c.genes, strict=True)] for c in candidates])
+        damage = damage.reshape(len(candidates), len(self.menus))
         course = np.array([course_of(c.timesteps) for c in candidates]) / self.horizon
         rest = np.array([self.other_features(c) for c in candidates], float)
         return np.concatenate([damage, damage @ together, course, course**2, rest], 1)
 
     def other_features(self, candidate: Candidate) -> list[float]:
-        steps, solver = len(candidate.timesteps), [candidate.solver == s for s in self.solvers]
+        steps, solver = len(candidate.timesteps), [candidate.solver == s for s in self.every_solver]
         kind = [candidate.cache * (candidate.reuse == reuse) for reuse in self.reuse]
-        return [*solver, *(s / steps for s in solver), *kind, math.log(steps), candidate.weights == self.weights[0]]
+        weights = [candidate.weights == w for w in self.weights]
+        return [*solver, *(s / steps for s in solver), *kind, math.log(steps), *weights]
 
     @functools.cached_property
     def _damages(self) -> tuple[list[dict[str, float]], np.ndarray]:
@@ -92,11 +116,12 @@ class Space:
                 together.reshape(len(self.menus), len(distinct)))
 
     def cheapest(self) -> Candidate:
-        """The fewest steps, the cheapest choice of every gene, the largest cache budget."""
+        """The fewest steps, the cheapest choice of every gene, the largest cache budget, the cheapest weights and solver."""
         evenly = np.linspace(self.horizon - 1, 0, self.steps[0], endpoint=False).astype(int)
-        timesteps = self.timesteps or strictly_decreasing(evenly)
-        return Candidate(timesteps, tuple(menu[0] for menu in self.menus), self.cache[-1], self.solvers[0],
-                         self.weights[0], self.reuse[0])
+        searched, genes = self.timesteps or strictly_decreasing(evenly), tuple(menu[0] for menu in self.menus)
+        every = (Candidate(self.own.get(weights, {}).get(solver, searched), genes, self.cache[-1], solver, weights,
+                           self.reuse[0]) for weights in self.weights for solver in self.solvers_of(weights))
+        return min(every, key=self.cost)
 
     def sample(self, rng: np.random.Generator) -> Candidate:
         """A random candidate, repaired."""
@@ -104,8 +129,9 @@ class Space:
         timesteps = self.timesteps or sample_timesteps(self.horizon, steps, self.grouping, rng)
         drawn = rng.integers([len(menu) for menu in self.menus]).tolist()  # a hundred genes, faster than one by one
         genes = tuple([menu[i] for menu, i in zip(self.menus, drawn, strict=True)])
-        rest = choose(self.cache, rng), choose(self.solvers, rng), choose(self.weights, rng), choose(self.reuse, rng)
-        return self.repair(Candidate(timesteps, genes, *rest), rng)
+        cache, weights, reuse = choose(self.cache, rng), choose(self.weights, rng), choose(self.reuse, rng)
+        solver = choose(self.solvers_of(weights), rng)
+        return self.repair(self.settled(Candidate(timesteps, genes, cache, solver, weights, reuse), rng), rng)
 
     def mutate(self, parent: Candidate, probability: float, rng: np.random.Generator) -> Candidate:
         """Each gene changes with this probability, timesteps and their number included; repaired."""
@@ -116,9 +142,10 @@ class Space:
         draw = rng.random  # a hundred genes, for every offspring
         genes = tuple([choose(menu, rng) if draw() < probability else gene
                        for menu, gene in zip(self.menus, parent.genes, strict=True)])
-        rest = (maybe(self.cache, parent.cache), maybe(self.solvers, parent.solver), maybe(self.weights, parent.weights),
-                maybe(self.reuse, parent.reuse))
-        return self.repair(Candidate(timesteps, genes, *rest), rng)
+        cache, weights = maybe(self.cache, parent.cache), maybe(self.weights, parent.weights)
+        reuse = maybe(self.reuse, parent.reuse)
+        solver = maybe(self.solvers_of(weights), parent.solver)
+        return self.repair(self.settled(Candidate(timesteps, genes, cache, solver, weights, reuse), rng), rng)
 
     def crossover(self, a: Candidate, b: Candidate, rng: np.random.Generator) -> Candidate:
         """Uniform crossover, p = 1/2 for each gene; repaired."""
@@ -130,7 +157,7 @@ class Space:
                        zip(rng.random(len(self.menus)).tolist(), a.genes, b.genes, strict=True)])
         rest = (either(a.cache, b.cache), either(a.solver, b.solver), either(a.weights, b.weights),
                 either(a.reuse, b.reuse))
-        return self.repair(Candidate(timesteps, genes, *rest), rng)
+        return self.repair(self.settled(Candidate(timesteps, genes, *rest), rng), rng)
 
     def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
         """Cheapen at random, as little as needed, until the cost is within the bound."""
@@ -144,21 +171,27 @@ class Space:
         return candidate
 
     def cheaper(self, candidate: Candidate, rng: np.random.Generator) -> Iterator[Candidate]:
-        """One step less; a quarter of the genes one choice down; the next larger cache budget; the student: as far as there are
-        such."""
-        if self.timesteps is None and len(candidate.timesteps) > self.steps[0]:
-            dropped = int(rng.integers(1, len(candidate.timesteps)))  # the first stays: it is where the noise is
+        """One step less, or the solver of the next fewer steps where it is one of their own; a quarter of the genes one choice
+        down; the next larger cache budget; other weights: as far as there are such."""
+        steps, own = len(candidate.timesteps), self.own.get(candidate.weights, {})
+        if candidate.solver in own:
+            fewer = [(len(timesteps), solver) for solver, timesteps in own.items() if len(timesteps) < steps]
+            if fewer:
+                yield self.settled(replace(candidate, solver=max(fewer)[1]), rng)
+        elif self.timesteps is None and steps > self.steps[0]:
+            dropped = int(rng.integers(1, steps))  # the first stays: it is where the noise is
             yield replace(candidate, timesteps=candidate.timesteps[:dropped] + candidate.timesteps[dropped + 1:])
         genes = list(candidate.genes)
         above = [i for i, (menu, gene) in enumerate(zip(self.menus, genes, strict=True)) if gene != menu[0]]
         if above:
             for i in rng.choice(above, max(1, len(above) // 4), replace=False).tolist():
-                genes[i] = self.menus[i][self.menus[i].index(genes[i]) - 1]
+                menu = self.menus[i]
+                genes[i] = menu[menu.index(genes[i]) - 1] if genes[i] in menu else menu[0]
             yield replace(candidate, genes=tuple(genes))
         if candidate.cache < self.cache[-1]:
             yield replace(candidate, cache=self.cache[self.cache.index(candidate.cache) + 1])
-        if candidate.weights != self.weights[0]:
-            yield replace(candidate, weights=self.weights[0])
+        if others := tuple(weights for weights in self.weights if weights != candidate.weights):
+            yield self.settled(replace(candidate, weights=choose(others, rng)), rng)
 
 
 def course_of(timesteps: tuple[int, ...]) -> np.ndarray:

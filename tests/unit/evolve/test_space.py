@@ -125,3 +125,61 @@ def test_kinds_of_cache_plans_are_searched_and_told_apart():
     assert not np.array_equal(first, second)
     first, second = space.features([replace(a, cache=0.0), replace(b, cache=0.0)])
     assert np.array_equal(first, second)  # nothing is reused
+
+
+# ---- weights with solvers of their own ----
+
+THREE, FIVE = (900, 500, 100), (900, 700, 500, 300, 100)
+OWN = replace(SPACE, weights=("teacher", "few"), tied=frozenset({"few"}), bound=float("inf"),
+              recipe=lambda c: recipe_of(replace(c, solver="ddim")),
+              own={"teacher": {"learned_3": THREE, "learned_5": FIVE}, "few": {"few": (999, 400)}})
+
+
+def fits(c: Candidate) -> bool:
+    """Whether its solver is one of its weights', and its timesteps are its solver's."""
+    own = OWN.own[c.weights].get(c.solver)
+    return c.timesteps == own if own else c.weights == "teacher" and c.solver in OWN.solvers and 4 <= len(c.timesteps) <= 12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_solvers_stay_with_their_weights_and_timesteps_with_their_solvers(seed):
+    rng = np.random.default_rng(seed)
+    a, b = OWN.sample(rng), OWN.sample(rng)
+    tight = replace(OWN, bound=100.0)
+    assert all(map(fits, (a, b, OWN.mutate(a, 0.5, rng), OWN.crossover(a, b, rng), tight.repair(a, rng), tight.sample(rng))))
+    assert tight.cost(tight.repair(a, rng)) <= 100
+
+
+def test_every_solver_of_all_weights_is_found():
+    rng = np.random.default_rng(0)
+    found = {(c.weights, c.solver) for c in (OWN.sample(rng) for _ in range(200))}
+    assert found == {("teacher", s) for s in ("ddim", "dpm2m", "learned_3", "learned_5")} | {("few", "few")}
+
+
+def test_a_classical_list_may_begin_as_a_learned_one():
+    """Too short a one gets as many steps as there have to be."""
+    learned = Candidate(THREE, ("w4",) * 6, 0.0, "learned_3")
+    assert OWN.settled(replace(learned, solver="ddim"), np.random.default_rng(0)).timesteps == resize(THREE, 4)
+
+
+def test_repair_goes_to_the_learned_solver_of_fewer_steps():
+    teacher = replace(OWN, weights=("teacher",), bound=3 * 6 * 4)
+    repaired = teacher.repair(Candidate(FIVE, ("w4",) * 6, 0.5, "learned_5"), np.random.default_rng(0))
+    assert (repaired.solver, repaired.timesteps) == ("learned_3", THREE)
+
+
+def test_the_cheapest_has_the_fewest_steps_of_all_weights():
+    cheapest = OWN.cheapest()
+    assert (cheapest.weights, cheapest.solver, cheapest.timesteps) == ("few", "few", (999, 400))
+
+
+def test_features_tell_weights_and_their_solvers_apart_and_take_a_choice_that_is_on_no_menu():
+    genes = ("w4",) * 6
+    made = [Candidate(THREE, genes, 0.0, "learned_3"), Candidate((999, 400), genes, 0.0, "few", "few"),
+            Candidate(FIVE, genes, 0.0, "learned_5"), Candidate(FIVE, genes, 0.0, "ddim")]
+    assert len(np.unique(OWN.features(made), axis=0)) == 4
+    off = replace(made[3], genes=("w3", *genes[1:]))
+    assert np.array_equal(*OWN.features([off, made[3]]))
+    moves = OWN.cheaper(replace(off, genes=("w7",) * 6), np.random.default_rng(1))
+    assert [c.genes.count("w4") for c in moves if c.genes.count("w7") < 6] == [1]
