@@ -24,6 +24,7 @@ from benchmarks.search.correlation import sample_features
 from benchmarks.search.curves import DULL_SPACINGS, EQUAL, MARGIN, SOLVERS, SPACINGS
 from benchmarks.search.efficiency import (
     LOOKAHEAD,
+    ONLY_TEACHER,
     TEACHER,
     TIMEOUT_S,
     eight_bits,
@@ -103,7 +104,7 @@ class Study:
         self.inputs = open_inputs(work, sizes.scale, workers)
         protocol = Protocol(images=sizes.images, seed=20_000, chunk=sizes.images, calibration_steps=10, calibration_images=16,
                             prefix_mb=128)
-        self.lab, self.data = open_lab(self.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S), self.inputs["data"]
+        self.lab, self.data = open_lab(self.inputs, ONLY_TEACHER, protocol, LOOKAHEAD, TIMEOUT_S), self.inputs["data"]
         self.teacher, self.protocol = denoisers.load(SHIPPED / TEACHER), protocol
         self.recipes: dict[str, Recipe] = {}  # that were judged
         self.judges = {GUIDING: self.judge_of(self.data, "search", "guides"),
@@ -298,7 +299,7 @@ class Guide:
         whole = results.kept(study.work / "features" / f"anchor-{sizes.anchors}.npy", lambda: sample_features(
             study.teacher, anchor(study.teacher), {}, judge.net, sizes.anchors, "anchor", GUIDING))
         protocol = replace(study.protocol, images=sizes.guiding, chunk=min(50, sizes.guiding), seed=GUIDING)
-        lab = open_lab(study.inputs, None, protocol, LOOKAHEAD, TIMEOUT_S)
+        lab = open_lab(study.inputs, ONLY_TEACHER, protocol, LOOKAHEAD, TIMEOUT_S)
         known = digest([sizes.anchors, "guides", hash_file(Path(quality.__file__))])[:8]  # of distances there is another log
         lab = replace(lab, log=EvaluationLog(lab.log.path.with_name(f"{lab.log.path.stem}-fid-{known}.jsonl")))
         return cls(lab, whole[: sizes.guiding], Gaussian.of(whole), judge.reference)

@@ -1,11 +1,11 @@
-"""How well the search's proxy ranks: paired distance on few images against FID of many, candidate by candidate.
+"""How well the search's proxies rank: each on few images and on all against FID of many, candidate by candidate.
 
-Candidates come from a search of their own, spread over its costs, half of them on its front if it has so many. Samples
-are drawn through OpenVINO, from fresh noise, and judged by the net that no search sees, against real images that nothing has
-seen; their features are kept below runs/.
+Candidates come from a search of their own, spread over its costs, half of them on its front if it has so many, with those that
+have a learned solver. Samples are drawn through OpenVINO, from fresh noise, and judged by the net that no search sees, against
+real images that nothing has seen; their features are kept below runs/.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +22,23 @@ from tasks.core.quality import Gaussian, features, fid
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import sample_in_chunks
 from tasks.data.features import load_feature_net
-from tasks.evolve.fitness import Evaluator, distance
+from tasks.evolve.fitness import Evaluator
+from tasks.evolve.proxy import PROXIES, loss_of, seen
 from tasks.evolve.search import Evaluation, pareto_front
 from tasks.runtime.graph import live_graph
 from tasks.runtime.precision import Ranges, apply_precision, remove_precision
 
 NOISE = 41_000  # seed of the samples that are judged: neither the search's nor fid's
 BATCH = 100     # images of a network evaluation while sampling
+MARGIN = 0.02   # relative FID increase below which 10,000 samples do not tell it from none
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One candidate: its proxy on the first few images and on all, and its quality."""
+    """One candidate: its proxies, by name and number of images, and its quality."""
 
     cost: float
-    few: float
-    all: float
+    proxies: Mapping[str, float]
     fid: float
 
 
@@ -67,9 +68,10 @@ def sample_features(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, net: tor
     return np.concatenate([features(net, images) for images in track(chunks, -(-n // BATCH), label)])
 
 
-def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], references: tuple[np.ndarray, np.ndarray], data: Path,
-          work: Path, few: int, samples: int) -> Iterator[Judged]:
-    """items: weights, recipe, cost. references: the dense teacher's features at 50 and at 100 steps."""
+def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], references: tuple[np.ndarray, np.ndarray],
+          bank: Gaussian, data: Path, work: Path, images: Sequence[int], samples: int) -> Iterator[Judged]:
+    """items: weights, recipe, cost. references: the dense teacher's features at 50 and at 100 steps; bank: see
+    `tasks.evolve.proxy`; images: numbers of the first ones that proxies are taken on."""
     net = load_feature_net(data, "report")
     unseen, _ = load_unseen("judges", warm.weights["teacher"].sample_shape)
     reference = Gaussian.of(features(net, unseen))
@@ -77,13 +79,31 @@ def judge(warm: Evaluator, items: Sequence[tuple[str, Recipe, float]], reference
         denoiser, found = warm.weights[name], warm((name, recipe))
         remove_precision(denoiser.model)
         path = work / f"{digest([name, recipe.to_json(), samples])}.npy"
-        seen = results.kept(path, lambda: sample_features(denoiser, recipe, warm.ranges[name], net, samples,  # noqa: B023
+        sampled = results.kept(path, lambda: sample_features(denoiser, recipe, warm.ranges[name], net, samples,  # noqa: B023
                                                   f"candidate {k + 1} of {len(items)}"))              # noqa: B023
-        proxies = (distance(found[:n], (references[0][:n], references[1][:n])) for n in (few, len(found)))
-        yield Judged(cost, *proxies, fid(seen, reference))
+        yield Judged(cost, proxies_of(found, references, bank, images), fid(sampled, reference))
+
+
+def proxies_of(found: np.ndarray, references: tuple[np.ndarray, np.ndarray], bank: Gaussian,
+               images: Sequence[int]) -> dict[str, float]:
+    """Every proxy on every number of images."""
+    kept = {n: seen(found[:n], (references[0][:n], references[1][:n]), bank) for n in images}
+    return {f"{proxy}_{n}": loss_of(kept[n], proxy) for n in images for proxy in PROXIES}
 
 
 def rank_correlations(judged: Sequence[Judged]) -> dict[str, float]:
     """Spearman's rho of each proxy to FID."""
-    return {part: float(spearmanr([getattr(one, part) for one in judged], [one.fid for one in judged]).statistic)
-            for part in ("few", "all")}
+    fids = [one.fid for one in judged]
+    return {f"spearman_{name}": float(spearmanr([one.proxies[name] for one in judged], fids).statistic)
+            for name in judged[0].proxies}
+
+
+def per_loss(judged: Sequence[Judged], dense: float) -> dict[str, float]:
+    """What of each proxy goes with a relative FID increase of 1, by the candidates of at most twice dense's FID: the median,
+    and the lower quartile, the safer value of `evolve.distance_per_loss`. Nothing if there are no such candidates."""
+    near = [(one, one.fid / dense - 1) for one in judged if MARGIN < one.fid / dense - 1 <= 1]
+    found = {}
+    for name in judged[0].proxies if near else ():
+        ratios = [one.proxies[name] / loss for one, loss in near]
+        found |= {f"per_loss_{name}": float(np.median(ratios)), f"per_loss_{name}_q25": float(np.quantile(ratios, 0.25))}
+    return found

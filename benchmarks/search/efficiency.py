@@ -31,9 +31,11 @@ from tasks.evolve.lab import open_lab
 from tasks.evolve.problem import Planner, Problem, cost_of
 from tasks.evolve.search import Evaluation, hypervolume, pareto_front
 from tasks.evolve.space import Candidate
+from tasks.evolve.weights import Weights
 from tasks.pretrain_load.stage import TEACHERS as SHIPPED
 
 TEACHER = "mnist_dit"
+ONLY_TEACHER = {"teacher": Weights()}  # whose weights are compressed
 STEPS = (4, 16)
 DENSE_STEPS = 50
 FEWER = 10          # times fewer BitOPs than 8 bits in every layer at 100 uniform steps: the bound on cost
@@ -66,8 +68,8 @@ class Study:
         protocol = Protocol(images=sizes.images, seed=20_000, chunk=sizes.images, calibration_steps=10, calibration_images=16,
                             prefix_mb=128)
         fresh = replace(protocol, images=sizes.fresh_images, seed=30_000)
-        self.labs = {"search": open_lab(inputs, None, protocol, LOOKAHEAD, TIMEOUT_S),
-                     "fresh": open_lab(inputs, None, fresh, LOOKAHEAD, TIMEOUT_S)}
+        self.labs = {"search": open_lab(inputs, ONLY_TEACHER, protocol, LOOKAHEAD, TIMEOUT_S),
+                     "fresh": open_lab(inputs, ONLY_TEACHER, fresh, LOOKAHEAD, TIMEOUT_S)}
         self.problem = problem_of(denoisers.load(SHIPPED / TEACHER), steps=STEPS, cache=(0.0,))
         self.space = self.problem.space()
 
@@ -132,10 +134,10 @@ def problem_of(teacher: denoisers.Denoiser, plan: Planner = lambda *_: None, **l
     """plan, limits: of caches and of the space, see `Problem`."""
     layers = layers_of(teacher)
     dense = Recipe(timesteps=spaced_timesteps(teacher.schedule, DENSE_STEPS))
-    cost = cost_of("bitops", teacher, dense, None)
+    cost = cost_of("bitops", teacher, dense, {})
     bound = cost(eight_bits(teacher, layers)) / FEWER
     goal = Goal(target="bitops", max_quality_loss=0.05, min_speedup=None, max_bitops=bound, max_size=None)
-    return Problem(teacher=teacher, goal=goal, grain=None, sparsity=None, base=dense.timesteps, layers=layers,
+    return Problem(teacher=teacher, goal=goal, weights=ONLY_TEACHER, base=dense.timesteps, layers=layers,
                    menus=precision_menus("bitops", layers, None), plan=plan, cost=cost,
                    limits={"grouping": "quadratic", "solvers": SOLVERS, **limits})
 

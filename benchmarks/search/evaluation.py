@@ -6,6 +6,7 @@ profile and cache table are those of the last `make run`, in artifacts/.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import sys
 import time
@@ -29,9 +30,10 @@ from tasks.core.recipe import Recipe
 from tasks.core.serial import torch_threads
 from tasks.evolve import stage
 from tasks.evolve.fitness import Evaluator, Protocol, distance, make_sampler, ranges_of, reference_items
-from tasks.evolve.problem import STUDENTS, Problem, chosen_grain, read_problem
+from tasks.evolve.problem import Problem, chosen_grain, read_problem
 from tasks.evolve.promote import Rival, image_losses
 from tasks.evolve.search import search
+from tasks.evolve.weights import Weights, read_weights
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import SIMULATED, WIDTHS, apply_precision
 from tasks.runtime.rounding import Rounding
@@ -55,9 +57,9 @@ class Setting:
     def protocol(self) -> Protocol:
         return self.params.protocol
 
-    @property
-    def student(self) -> str | None:
-        return STUDENTS.get(chosen_grain(self.inputs))
+    @functools.cached_property
+    def weights(self) -> dict[str, Weights]:
+        return read_weights(self.inputs, denoisers.load(self.inputs["pretrain_load"] / "teacher"), chosen_grain(self.inputs))
 
     def problem(self, target: str) -> Problem:
         how = {name: getattr(self.params, name) for name in stage.PROBLEM}
@@ -67,11 +69,11 @@ class Setting:
         """As a warm worker makes it."""
         teacher, data, distill = (Parcel(path.name, here=path.resolve()) for path in (
             self.inputs["pretrain_load"] / "teacher", self.inputs["data"], self.inputs["distill"]))
-        return make_sampler(teacher, self.student and (distill, self.student), data, self.protocol)
+        return make_sampler(teacher, distill, self.weights, data, self.protocol)
 
     def plain(self, warm: Evaluator) -> Callable[[tuple[str, Recipe]], np.ndarray]:
-        student = self.inputs["distill"] / self.student if self.student else None
-        return plain_evaluator(self.inputs["pretrain_load"] / "teacher", student, warm.ranges, warm.net, self.protocol)
+        return plain_evaluator(self.inputs["pretrain_load"] / "teacher", self.inputs["distill"], self.weights, warm.ranges,
+                               warm.net, self.protocol)
 
 
 def open_setting(artifacts: Path, scale: str, **protocol: object) -> Setting:
@@ -209,19 +211,20 @@ def supernet_rows(protocol: Protocol, names: Iterable[str], how: Rounding) -> It
 
 
 def searched(setting: Setting, target: str, candidates: int) -> tuple:
-    """A search of so many candidates. -> evaluator, references, what was told, losses of each image, (weights, recipe, cost)"""
+    """A search of so many candidates beyond those that it starts from. -> evaluator, references, what was told, losses of each
+    image, (weights, recipe, cost)"""
     problem, warm = setting.problem(target), setting.evaluator()
     references, space = tuple(warm(item) for item in reference_items(problem.teacher.schedule)), problem.space()
-    rivals, items = [], []
+    rivals, items, seeds = [], [], problem.seeds(space)
 
     def evaluate(asked: Iterable) -> Iterator[float]:
-        for candidate in track(asked, candidates, f"search for {target}"):
+        for candidate in track(asked, len(seeds) + candidates, f"search for {target}"):
             items.append((candidate.weights, space.recipe(candidate), space.cost(candidate)))
             rivals.append(Rival(items[-1][2], image_losses(warm(items[-1][:2]), references)))
             yield float(rivals[-1].losses.mean())
 
     rng = np.random.default_rng(setting.params.seed)
-    told = search(space, evaluate, rng, candidates, setting.params.strategy, problem.seeds(space))
+    told = search(space, evaluate, rng, len(seeds) + candidates, setting.params.strategy, seeds)
     return warm, references, told, rivals, items
 
 
@@ -236,16 +239,20 @@ def promotion_rows(setting: Setting, targets: Iterable[str], candidates: int, fe
 
 def correlation_rows(setting: Setting, target: str, candidates: int, judged: int, few: int, samples: int) -> Iterator[dict]:
     warm, references, told, _, items = searched(setting, target, candidates)
-    chosen = [items[told.index(e)] for e in correlation.spread(told, judged)]
-    found = list(correlation.judge(warm, chosen, references, setting.inputs["data"], WORK / "correlation", few, samples))
-    said = (f"{len(found)} of {candidates} candidates; proxy: {few} and {setting.protocol.images} images, search net; FID of "
-            f"{samples} fresh samples, report net, OpenVINO, real images that nothing has seen")
+    learned = [e for e in told if setting.weights[e.candidate.weights].own.get(e.candidate.solver)][:judged]
+    chosen = [items[told.index(e)] for e in dict.fromkeys([*learned, *correlation.spread(told, judged)])]
+    dense = (*reference_items(warm.weights["teacher"].schedule)[0], 1.0)
+    whole, *found = correlation.judge(warm, [dense, *chosen], references, stage.read_bank(setting.inputs),
+                                      setting.inputs["data"], WORK / "correlation", (few, setting.protocol.images), samples)
+    said = (f"{len(found)} of {len(told)} candidates, {len(learned)} with a solver of their own; proxies on {few} and "
+            f"{setting.protocol.images} images, search net; FID of {samples} fresh samples, report net, OpenVINO, real images "
+            f"that nothing has seen; FID of dense: {whole.fid:.4g}")
     variant, seed = f"evaluation.correlation.{target}", setting.params.seed
-    for part, rho in correlation.rank_correlations(found).items():
-        yield row("mnist_dit", variant, seed, f"spearman_{few if part == 'few' else setting.protocol.images}", rho, said)
+    for metric, value in correlation.rank_correlations(found).items() | correlation.per_loss(found, whole.fid).items():
+        yield row("mnist_dit", variant, seed, metric, value, said)
     for k, one in enumerate(found):
-        for metric in ("cost", "few", "all", "fid"):
-            yield row("mnist_dit", f"{variant}.{k}", seed, metric, getattr(one, metric), said)
+        for metric, value in {"cost": one.cost, "fid": one.fid, **one.proxies}.items():
+            yield row("mnist_dit", f"{variant}.{k}", seed, metric, value, said)
 
 
 # ---- the command ----

@@ -5,19 +5,18 @@ whole numbers are exact below 2^24.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tasks.core.denoiser import Denoiser, load
 from tasks.core.quality import features
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import sample_in_chunks
-from tasks.evolve.fitness import Protocol, live, with_weights
+from tasks.evolve.fitness import Protocol, live, open_weights
+from tasks.evolve.weights import Weights
 from tasks.runtime.integer import IntegerLinear, available, integers
 from tasks.runtime.precision import Affine, Kinds, QuantConv2d, QuantLinear, Ranges, quantize_weight
 
@@ -86,18 +85,14 @@ class OnTheFlyConv2d(OnTheFly, QuantConv2d):
 ON_THE_FLY: Kinds = (OnTheFlyLinear, OnTheFlyConv2d)
 
 
-def plain_evaluator(teacher: Path, student: Path | None, ranges: dict[str, Ranges], net: nn.Module,
+def plain_evaluator(teacher: Path, distill: Path, weights: Mapping[str, Weights], ranges: Mapping[str, Ranges], net: nn.Module,
                     protocol: Protocol) -> Callable[[tuple[str, Recipe]], np.ndarray]:
-    """(weights, recipe) -> features. teacher: its diffusers folder; student: a safetensors file. Activation ranges and net are
-    given: to measure the ranges anew for each candidate would only make this slower."""
-
-    def fresh(name: str) -> Denoiser:
-        dense = load(teacher)
-        return dense if name == "teacher" else with_weights(dense, load_file(student))
+    """(weights, recipe) -> features. teacher: its diffusers folder; distill: holds the files of `weights`. Activation ranges
+    and net are given: to measure the ranges anew for each candidate would only make this slower."""
 
     def evaluate(item: tuple[str, Recipe]) -> np.ndarray:
         name, recipe = item
-        denoiser = fresh(name)
+        denoiser = open_weights(teacher, distill, {name: weights[name]})[name]
         with live(denoiser, recipe, ranges[name], ON_THE_FLY) as predict:
             chunks = sample_in_chunks(predict, denoiser.schedule, recipe, denoiser.sample_shape, protocol.images, protocol.seed,
                                       denoiser.num_classes, protocol.chunk)

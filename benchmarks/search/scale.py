@@ -33,6 +33,7 @@ from tasks.evolve.lab import EvaluationLog, Lab
 from tasks.evolve.problem import to_recipe
 from tasks.evolve.search import Evaluation, Strategy, search
 from tasks.evolve.space import Space
+from tasks.evolve.weights import Weights
 
 RESULTS, ROOM = Path(__file__).parent / "results.csv", RUNS / "search" / "scale"
 TEACHER = Path("tasks/pretrain_load/teachers/mnist_dit")
@@ -58,7 +59,7 @@ def dit_space() -> Space:
     teacher = denoisers.load(TEACHER)
     costs = layer_costs(teacher)
     layers = tuple(c.name for c in costs if quantisable(c))
-    recipe = functools.partial(to_recipe, layers=layers, sparsity=None, plan=lambda *_: None)
+    recipe = functools.partial(to_recipe, layers=layers, weights={"teacher": Weights()}, plan=lambda *_: None)
     return Space(horizon=teacher.schedule.steps, steps=(4, 16), menus=precision_menus("bitops", layers, None), cache=(0.0,),
                  solvers=("ddim", "dpm2m"), recipe=recipe, recipe_cost=bitops_share(costs, dense(teacher)), bound=BOUND)
 

@@ -1,6 +1,6 @@
 """What a recipe does to the images: feature distance to the dense teacher's, sample by sample of the same noise and label.
 
-A warm worker holds teacher and student and turns (weights, recipe) into features; the distance is made of two such arrays. One
+A warm worker holds teacher and students and turns (weights, recipe) into features; the distance is made of two such arrays. One
 unit is the distance between the dense teacher at 50 and at 100 steps, a change that nobody would notice.
 """
 
@@ -36,6 +36,7 @@ from tasks.core.sampler import (
 from tasks.data.features import load_feature_net
 from tasks.evolve.conditioning import remembered
 from tasks.evolve.prefix import Predictions, shared
+from tasks.evolve.weights import TEACHER, Weights
 from tasks.runtime.cache import remove_cache
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import SIMULATED, Integers, Kinds, Ranges, apply_precision, calibrate_ranges
@@ -43,9 +44,9 @@ from tasks.runtime.rounding import read_integers
 from tasks.runtime.solver import Predict, recipe_steps
 
 UNIT_STEPS = 50
-TEACHER_INTEGERS = "teacher.safetensors"  # whose rounding was learned; a student's are in a file named as its weights'
+TEACHER_INTEGERS = "teacher.safetensors"  # whose rounding was learned; a student's are in a file named as that of its weights
 CONDITIONS = 64 << 20  # bytes of what is remembered of timesteps and labels
-# ("teacher" | "student", recipe) or (.., .., Heat) -> (images, D) features, float64
+# (name of the weights, recipe) or (.., .., Heat) -> (images, D) features, float64
 Sampler = Callable[[tuple], np.ndarray]
 
 
@@ -66,23 +67,45 @@ class Protocol:
             check_range(f"evolve.protocol.{name}", getattr(self, name), low, high)
 
 
-def make_sampler(teacher: Parcel, student: tuple[Parcel, str] | None, data: Parcel, protocol: Protocol,
+def make_sampler(teacher: Parcel, distill: Parcel | None, weights: Mapping[str, Weights], data: Parcel, protocol: Protocol,
                  rounding: Parcel | None = None) -> Sampler:
-    """Built once per worker. teacher: its diffusers folder; student: a folder and its safetensors file of dense shape, None if
-    the teacher's own weights are compressed; data: holds the feature net that guides the search; rounding: a folder that
-    `rounded.write_rounding` wrote, None if all weights go to the nearest integer."""
+    """Built once per worker. teacher: its diffusers folder; distill: holds the files of `weights`, None where these are the
+    teacher's alone; data: holds the feature net that guides the search; rounding: a folder that `rounded.write_rounding` wrote,
+    None if all weights go to the nearest integer."""
     keep_freed_memory()
-    weights = open_weights(teacher.open(), student and student[0].open() / student[1])
-    ranges = {name: ranges_of(denoiser, protocol) for name, denoiser in weights.items()}
-    files = {"teacher": TEACHER_INTEGERS} | ({} if student is None else {"student": student[1]})
-    integers = {name: read_integers(rounding.open() / file) for name, file in files.items()} if rounding else {}
-    return Evaluator(weights, ranges, load_feature_net(data.open(), "search"), protocol, integers)
+    opened = open_weights(teacher.open(), distill and distill.open(), weights)
+    ranges = WhenAsked(lambda name: ranges_of(opened[name], protocol, base_of(weights[name])))
+    learned = rounding and rounding.open()
+    integers = {name: read_integers(learned / integers_file(found)) for name, found in weights.items()} if learned else {}
+    return Evaluator(opened, ranges, load_feature_net(data.open(), "search"), protocol, integers)
 
 
-def open_weights(teacher: Path, student: Path | None) -> dict[str, Denoiser]:
-    """What is compressed, by its name. teacher: its diffusers folder; student: a safetensors file of the same shapes."""
+def open_weights(teacher: Path, distill: Path | None, weights: Mapping[str, Weights]) -> dict[str, Denoiser]:
+    """What is compressed, by its name. teacher: its diffusers folder; distill: holds safetensors files of the same shapes."""
     dense = load(teacher)
-    return {"teacher": dense} | ({} if student is None else {"student": with_weights(dense, load_file(student))})
+    return {name: with_weights(dense, load_file(distill / found.file)) if found.file else dense
+            for name, found in weights.items()}
+
+
+def integers_file(weights: Weights) -> str:
+    return weights.file or TEACHER_INTEGERS
+
+
+def base_of(weights: Weights) -> Recipe | None:
+    """The one that weights of few steps were trained for; they know no other states."""
+    return next(iter(weights.own.values())) if weights.tied else None
+
+
+class WhenAsked(dict):
+    """What `make` makes of a key, once it is looked up: a worker may never see some of the weights."""
+
+    def __init__(self, make: Callable):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key):
+        self[key] = self.make(key)
+        return self[key]
 
 
 class Evaluator:
@@ -128,18 +151,22 @@ def with_weights(denoiser: Denoiser, state: dict[str, Tensor]) -> Denoiser:
     return Denoiser(model.eval().requires_grad_(False), denoiser.schedule)
 
 
-def ranges_of(denoiser: Denoiser, protocol: Protocol) -> Ranges:
+def ranges_of(denoiser: Denoiser, protocol: Protocol, base: Recipe | None = None) -> Ranges:
     """Activation ranges along dense trajectories; the package measures them again on the chosen recipe's own."""
-    return calibrate_ranges(denoiser.model, calibration_states(denoiser, protocol), denoiser.joins())
+    return calibrate_ranges(denoiser.model, calibration_states(denoiser, protocol, base), denoiser.joins())
 
 
-def calibration_states(denoiser: Denoiser, protocol: Protocol) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """x, t, labels of every step of the protocol's dense trajectories, all images of a step together."""
-    recipe = Recipe(timesteps=spaced_timesteps(denoiser.schedule, protocol.calibration_steps))
-    indices = range(protocol.images, protocol.images + protocol.calibration_images)
+def calibration_states(denoiser: Denoiser, protocol: Protocol,
+                       base: Recipe | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """x, t, labels of every step of the protocol's dense trajectories, all images of a step together; of base's, if it is
+    given: of so many images that there are as many states."""
+    recipe = base or Recipe(timesteps=spaced_timesteps(denoiser.schedule, protocol.calibration_steps))
+    images = -(-protocol.calibration_steps * protocol.calibration_images // recipe.nfe)
+    indices = range(protocol.images, protocol.images + images)
     noise, labels = initial_noise(denoiser.sample_shape, indices, protocol.seed), labels_for(indices, denoiser.num_classes)
     states = list(trajectory(network(denoiser), denoiser.schedule, recipe, noise, labels))
-    return ((x, torch.full((len(x),), recipe.timesteps[step]), labels) for step, x, _ in states)
+    times = [row.t for row in recipe_steps(denoiser.schedule.config, recipe)]
+    return ((x, torch.full((len(x),), times[step]), labels) for step, x, _ in states)
 
 
 @contextlib.contextmanager
@@ -156,7 +183,7 @@ def live(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, kinds: Kinds = SIMU
 def reference_items(schedule: Schedule) -> list[tuple[str, Recipe]]:
     """The dense teacher at 50 steps, what every candidate is compared to, and at 100; of a shorter schedule at half of its
     timesteps and at all."""
-    return [("teacher", recipe) for recipe in dense_and_finer(schedule, UNIT_STEPS)]
+    return [(TEACHER, recipe) for recipe in dense_and_finer(schedule, UNIT_STEPS)]
 
 
 def distance(found: np.ndarray, references: tuple[np.ndarray, np.ndarray]) -> float:

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from tasks.core.progress import track
 from tasks.core.recipe import Recipe
 from tasks.core.serial import Failed, Known
 from tasks.data import features
-from tasks.evolve import conditioning, fitness, prefix
-from tasks.evolve.fitness import Protocol, Sampler, distance, make_sampler, reference_items
-from tasks.evolve.promote import Contest, image_losses
+from tasks.evolve import conditioning, fitness, prefix, promote, proxy
+from tasks.evolve.fitness import Protocol, Sampler, make_sampler, reference_items
+from tasks.evolve.promote import Contest
+from tasks.evolve.proxy import judged, loss_of, seen
+from tasks.evolve.weights import Weights
 from tasks.runtime import cache, integer, precision, solver
 
 # of an evaluation
-CODE = (denoiser, quality, sampler, features, fitness, conditioning, prefix, cache, integer, precision, solver)
+CODE = (denoiser, quality, sampler, features, fitness, conditioning, prefix, promote, proxy, cache, integer, precision, solver)
 SYNC_S = 1.0  # between two syncs of the log
 
 
@@ -45,7 +47,7 @@ class EvaluationLog:
             self.known = dict(json.loads(line) for line in whole.splitlines())
             os.truncate(path, len(whole) + 1 if whole else 0)
 
-    def add(self, key: str, result: float | list) -> None:
+    def add(self, key: str, result: list | dict) -> None:
         self.known[key] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab", buffering=0) as file:
@@ -71,12 +73,13 @@ class Lab:
     log: EvaluationLog
     lookahead: int
     timeout_s: float
-    images: int = 0            # of an evaluation, if each counts
-    each_image: bool = False   # whether the log holds losses of images, not distances: a contest needs them
+    images: int = 0                      # of a whole evaluation; 0: there are no others
+    proxy: str = "paired"                # what of an evaluation counts as its distance, see `tasks.evolve.proxy`
+    bank: quality.Gaussian | None = None  # of the features of the teacher's bank; every proxy but `paired` needs it
     failures: dict[str, str] = field(default_factory=dict)  # key of an item -> why its evaluation failed
 
-    def results(self, items: Iterable[tuple], label: str, summarise: Callable[[np.ndarray], float | list], lookahead: int,
-                enough: Callable[[tuple, list], bool] = lambda item, known: True) -> Iterator[float | list | Failed]:
+    def results(self, items: Iterable[tuple], label: str, summarise: Callable[[np.ndarray], object], lookahead: int,
+                enough: Callable[[tuple, dict], bool] = lambda item, known: True) -> Iterator:
         """items: what a worker takes; summarise: features -> what is logged; enough: whether that is all there is to know."""
         keys = []
 
@@ -110,27 +113,31 @@ class Lab:
 
         note: what else there is to say on a line of progress.
         """
-        def summarise(found: np.ndarray) -> float | list:
-            return image_losses(found, references).tolist() if self.each_image else distance(found, references)
-
-        results = self.results(items, label, summarise, self.lookahead, lambda item, known: self.is_whole(known))
+        results = self.results(items, label, lambda found: seen(found, references, self.bank), self.lookahead,
+                               lambda item, known: self.is_whole(known))
         for result in succeeded(track(results, total, label, note=note), label):
-            yield result if result is None or not self.each_image else float(np.mean(result))
+            yield None if result is None else loss_of(result, self.proxy)
 
     def contested(self, contest: Contest, items: Iterable[tuple[str, Recipe, float]], total: int, label: str,
                   note: Callable[[], str] = str) -> Iterator[float | None]:
         """As `distances`, but of each item, (weights, recipe, cost), only the first images are evaluated unless these promise
         enough. Of an item that is asked again and now promises enough, the others are still due."""
-        def enough(item: tuple, known: list) -> bool:
-            return self.is_whole(known) or not item[2].decide(np.array(known)).promoted
+        def enough(item: tuple, known: dict) -> bool:
+            return self.is_whole(known) or not item[2].decide(np.array(known["paired"])).promoted
 
-        results = self.results(contest.asked(items), label, lambda found: image_losses(found, contest.references).tolist(),
+        results = self.results(contest.asked(items), label, lambda found: seen(found, contest.references, self.bank),
                                self.lookahead, enough)
-        yield from contest.told(succeeded(track(results, total, label, note=note), label))
+        found = succeeded(track(results, total, label, note=note), label)
+        yield from contest.told(None if one is None else one["paired"] for one in found)
 
-    def is_whole(self, known: float | list) -> bool:
+    def is_whole(self, known: dict) -> bool:
         """Whether all images were seen."""
-        return not self.each_image or len(known) == self.images
+        return len(known["paired"]) >= self.images
+
+    def judged(self, item: tuple[str, Recipe], base: tuple[str, Recipe] | None = None) -> quality.Difference:
+        """Distance of what was evaluated, above that of `base` if it is given, with its error. Both were seen on all images."""
+        known = self.log.known
+        return judged(known[key_of(*item)], self.proxy, base and known[key_of(*base)])
 
 
 def succeeded(results: Iterable, label: str) -> Iterator:
@@ -145,27 +152,28 @@ def key_of(weights: str, recipe: Recipe) -> str:
     return digest([weights, recipe.to_json()])
 
 
-def open_lab(inputs: Inputs, student: str | None, protocol: Protocol, lookahead: int, timeout_s: float,
-             rounding: Path | None = None, each_image: bool = False) -> Lab:
-    """student: the file of distill whose weights are compressed, None for the teacher's own. rounding: see `make_sampler`.
-    each_image: see `Lab`."""
+def open_lab(inputs: Inputs, weights: Mapping[str, Weights], protocol: Protocol, lookahead: int, timeout_s: float,
+             rounding: Path | None = None, proxy: str = "paired", bank: quality.Gaussian | None = None) -> Lab:
+    """weights: that are compressed. rounding: see `make_sampler`; proxy, bank: see `Lab`."""
     cluster = inputs.cluster
+    distill = cluster.ship(inputs["distill"]) if any(found.file for found in weights.values()) else None
     make = functools.partial(
-        make_sampler, cluster.ship(inputs["pretrain_load"] / "teacher"),
-        None if student is None else (cluster.ship(inputs["distill"]), student), cluster.ship(inputs["data"]), protocol,
-        None if rounding is None else cluster.ship(rounding))
+        make_sampler, cluster.ship(inputs["pretrain_load"] / "teacher"), distill, weights, cluster.ship(inputs["data"]),
+        protocol, None if rounding is None else cluster.ship(rounding))
     cluster.prepare(make)
-    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, student, protocol, rounding, each_image)[:16]}.jsonl")
-    return Lab(cluster, make, log, lookahead, timeout_s, protocol.images, each_image)
+    log = EvaluationLog(RUNS / "evolve" / f"{context(inputs, weights, protocol, rounding, bank is not None)[:16]}.jsonl")
+    return Lab(cluster, make, log, lookahead, timeout_s, protocol.images, proxy, bank)
 
 
-def context(inputs: Inputs, student: str | None, protocol: Protocol, rounding: Path | None = None,
-            each_image: bool = False) -> str:
-    """Digest of everything but the recipe that an evaluation depends on: weights, feature net, protocol, code."""
+def context(inputs: Inputs, weights: Mapping[str, Weights], protocol: Protocol, rounding: Path | None = None,
+            bank: bool = False) -> str:
+    """Digest of everything but the recipe that an evaluation depends on: weights, feature net, protocol, code, the bank."""
     import torch
     read = [*files_of(inputs["pretrain_load"] / "teacher"), inputs["data"] / "features_search.safetensors",
-            *([] if student is None else [inputs["distill"] / student]),
+            *(inputs["distill"] / found.file for found in weights.values() if found.file),
+            *([inputs["pretrain_load"] / "bank.npy"] if bank else []),
             *([] if rounding is None else files_of(rounding)), *(Path(module.__file__) for module in CODE)]
     decides = {name: value for name, value in asdict(protocol).items() if name != "prefix_mb"}
     hashes = [[path.name, hash_file(path)] for path in read]
-    return digest([hashes, decides, torch.__version__, integer.available(), each_image])
+    named = {name: [found.file, fitness.base_of(found).to_json() if found.tied else None] for name, found in weights.items()}
+    return digest([hashes, decides, torch.__version__, integer.available(), named])

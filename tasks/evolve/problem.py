@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from tasks.cache_learn.plan import plan_from_costs
 from tasks.cache_learn.table import ReuseTable
 from tasks.core.artifacts import Inputs, read_json
@@ -17,8 +15,8 @@ from tasks.core.latency import Times, read_times
 from tasks.core.params import Goal
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import SPACINGS, dense_recipe, spaced_timesteps
-from tasks.core.sparsity import kept_shares
 from tasks.evolve.costs import (
+    LATENCY_CLASSES,
     RecipeCost,
     bitops_share,
     bound_of,
@@ -28,22 +26,22 @@ from tasks.evolve.costs import (
     quantisable,
     weights_bytes,
 )
-from tasks.evolve.space import Candidate, Space
-from tasks.runtime.solver import solver_steps
+from tasks.evolve.space import Candidate, Space, resize
+from tasks.evolve.weights import STUDENTS, TEACHER, Weights, read_weights
+from tasks.runtime.solver import SolverStep, recipe_steps
 
-STUDENTS = {"unit": "student_unit.safetensors", "2:4": "student_2_4.safetensors"}
-MASKS = {"unit": "masks_unit.safetensors", "2:4": "masks_2_4.safetensors"}  # the frozen ones, after training
-SEED_LEVELS = {"latency": (0.0,), "bitops": (0.6, 1.0), "size": (0.6, 1.0)}  # places in the menus: int8; w6a6, w8a8
+SEED_BITS = (8, 6)  # of every layer in what a search for bits starts from
 
-Planner = Callable[[tuple[int, ...], str, float, tuple[int, str]], CachePlan | None]  # timesteps, solver, budget, reuse
+Rows = tuple[SolverStep, ...] | None
+Planner = Callable[[tuple[int, ...], str, Rows, float, tuple[int, str]], CachePlan | None]  # sampling, budget, reuse
+Genes = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     teacher: Denoiser
     goal: Goal
-    grain: str | None               # of the weights that are compressed; None: the teacher's own
-    sparsity: Mapping | None        # as in a recipe
+    weights: Mapping[str, Weights]  # that may be chosen, by name
     base: tuple[int, ...]           # cache_learn's timesteps
     layers: tuple[str, ...]         # that can be quantised
     menus: tuple[tuple[str, ...], ...]
@@ -51,15 +49,13 @@ class Problem:
     cost: RecipeCost
     limits: Mapping = field(default_factory=dict)  # arguments of Space: steps, grouping, solvers, cache, reuse
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        return ("teacher",) if self.grain is None else ("student", "teacher")
-
     def space(self) -> Space:
         """Everything together. Raises ValueError when nothing in it meets the goal."""
-        recipe = functools.partial(to_recipe, layers=self.layers, sparsity=self.sparsity, plan=self.plan)
+        recipe = functools.partial(to_recipe, layers=self.layers, weights=self.weights, plan=self.plan)
+        own = {name: {solver: one.timesteps for solver, one in found.own.items()} for name, found in self.weights.items()}
         space = Space(horizon=self.teacher.schedule.steps, menus=self.menus, recipe=recipe, recipe_cost=self.cost,
-                      bound=bound_of(self.goal), weights=self.weights, **self.limits)
+                      bound=bound_of(self.goal), weights=tuple(self.weights), own=own,
+                      tied=frozenset(name for name, found in self.weights.items() if found.tied), **self.limits)
         check_feasible(self.goal, space)
         return space
 
@@ -72,24 +68,64 @@ class Problem:
         return self.without_bound(timesteps=self.base, cache=(0.0,), solvers=("ddim",), layers=self.layers)
 
     def without_bound(self, layers: tuple[str, ...], **changes) -> Space:
-        recipe = functools.partial(to_recipe, layers=layers, sparsity=None, plan=self.plan)
-        return replace(self.space(), recipe=recipe, bound=float("inf"), weights=("teacher",), **changes)
+        recipe = functools.partial(to_recipe, layers=layers, weights={TEACHER: Weights()}, plan=self.plan)
+        return replace(self.space(), recipe=recipe, bound=float("inf"), weights=(TEACHER,), own={}, **changes)
 
     def seeds(self, space: Space) -> list[Candidate]:
-        """What anyone would try: all solvers, spacings and weights at one precision, with as many steps as the bound allows."""
-        levels = SEED_LEVELS[self.goal.target] if space.menus else (0.0,)
-        choices = itertools.product(SPACINGS, space.solvers, levels, space.weights)
-        found = [self.widest(space, *choice) for choice in choices]
-        return [candidate for candidate in found if candidate is not None]
+        """What a search starts from, all at one precision: every solver and student that was learned, what anyone would try
+        (`dull`), and the same of students that any list samples, at the fastest precision."""
+        genes = self.seed_genes(space)
+        learned = [Candidate(timesteps, each, space.cache[0], solver, weights, space.reuse[0])
+                   for weights, own in space.own.items() for solver, timesteps in own.items() for each in genes]
+        others = [weights for weights in space.weights if weights != TEACHER and weights not in space.tied]
+        widest = [self.widest(space, spacing, solver, genes[-1], weights, space.bound)
+                  for weights in others for spacing, solver in itertools.product(SPACINGS, space.solvers)]
+        found = [*(c for c in learned if space.cost(c) <= space.bound), *self.dull(space, space.bound).values(),
+                 *filter(None, widest)]
+        return list({space.key(candidate): candidate for candidate in found}.values())
 
-    def widest(self, space: Space, spacing: str, solver: str, level: float, weights: str) -> Candidate | None:
-        genes = tuple(menu[round(level * (len(menu) - 1))] for menu in space.menus)
+    def dull(self, space: Space, cost: float) -> dict[tuple[str, str, Genes], Candidate]:
+        """What anyone would try, by spacing, solver and genes: dense weights, one precision, as many steps as `cost` allows."""
+        choices = itertools.product(SPACINGS, space.solvers, self.seed_genes(space))
+        found = {choice: self.widest(space, *choice, TEACHER, cost) for choice in choices}
+        return {choice: candidate for choice, candidate in found.items() if candidate is not None}
+
+    def widest(self, space: Space, spacing: str, solver: str, genes: Genes, weights: str, cost: float) -> Candidate | None:
         fewest, most = space.steps
         for steps in range(most, fewest - 1, -1):
             timesteps = space.timesteps or spaced_timesteps(self.teacher.schedule, steps, spacing)
             candidate = Candidate(timesteps, genes, space.cache[0], solver, weights, space.reuse[0])
-            if space.cost(candidate) <= space.bound:
+            if space.cost(candidate) <= cost:
                 return candidate
+        return None
+
+    def uniform(self, space: Space, bits: Sequence[int] = range(8, 2, -1)) -> list[Genes]:
+        """One precision for all layers, the most accurate first. bits: where bits are searched, as far as a layer has them."""
+        if not space.menus:
+            return [()]
+        if self.goal.target == "latency":
+            return [(token,) * len(space.menus) for token in reversed(LATENCY_CLASSES)]
+        return [tuple(menu[max(0, len(menu) - 1 - (8 - b))] for menu in space.menus) for b in bits]
+
+    def seed_genes(self, space: Space) -> list[Genes]:
+        """Of these the ones that are cheaper than every more accurate one, the cheapest last."""
+        cheapest, least, kept = space.cheapest(), float("inf"), []
+        for each in self.uniform(space, SEED_BITS):
+            if (cost := space.cost(replace(cheapest, genes=each))) < least:
+                kept, least = [*kept, each], cost
+        return kept
+
+    def siblings(self, space: Space, candidate: Candidate) -> list[Candidate]:
+        """The same but for its precision, which is one for all layers."""
+        return [replace(candidate, genes=genes) for genes in self.uniform(space)]
+
+    def wider(self, space: Space, candidate: Candidate) -> Candidate | None:
+        """The same course of timesteps in as many steps as the bound allows, where those are searched and it is not so yet."""
+        searched = space.timesteps is None and candidate.solver in space.solvers
+        for steps in range(space.steps[1], len(candidate.timesteps), -1) if searched else ():
+            found = replace(candidate, timesteps=resize(candidate.timesteps, steps))
+            if space.cost(found) <= space.bound:
+                return found
         return None
 
 
@@ -103,11 +139,13 @@ def read_problem(inputs: Inputs, goal: Goal, *, steps: tuple[int, int], grouping
     grain = chosen_grain(inputs)
     layers = tuple(c.name for c in layer_costs(teacher) if quantisable(c))
     dense = dense_recipe(teacher.schedule, dense_steps)
-    times = read_times(inputs["profile"], backend, batch, grain) if goal.target == "latency" else None
+    weights = read_weights(inputs, teacher, grain)
+    grains = {None, *(found.sparsity["grain"] for found in weights.values() if found.sparsity)}
+    times = {each: read_times(inputs["profile"], backend, batch, each) for each in grains if goal.target == "latency"}
     return Problem(
-        teacher=teacher, goal=goal, grain=grain, sparsity=sparsity_of(teacher, grain, inputs), layers=layers,
+        teacher=teacher, goal=goal, weights=weights, layers=layers,
         base=tuple(read_json(inputs["cache_learn"] / "plan.json")["timesteps"]),
-        menus=precision_menus(goal.target, layers, times, dict.fromkeys(edges(teacher), edge_bits)),
+        menus=precision_menus(goal.target, layers, times.get(None), dict.fromkeys(edges(teacher), edge_bits)),
         plan=planner(ReuseTable.read(inputs["cache_learn"]), teacher),
         cost=cost_of(goal.target, teacher, dense, times),
         limits={"steps": steps, "grouping": grouping, "solvers": solvers, "cache": cache_budgets,
@@ -119,14 +157,6 @@ def chosen_grain(inputs: Inputs) -> str | None:
     return chosen if chosen in STUDENTS else None
 
 
-def sparsity_of(teacher: Denoiser, grain: str | None, inputs: Inputs) -> dict | None:
-    """The recipe's entry for the masks that are live in the student."""
-    if grain is None:
-        return None
-    masks = load_file(inputs["distill"] / MASKS[grain])
-    return {"grain": grain, "density": kept_shares(teacher.model, grain, {name: mask.bool() for name, mask in masks.items()})}
-
-
 def kinds_of_reuse(folder: Path, cache_masks: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
     """Limits on distinct step masks, of which one is enough where all blocks are skipped at once, with each forecast: the
     one that cache_learn has for any list, and none."""
@@ -136,32 +166,36 @@ def kinds_of_reuse(folder: Path, cache_masks: tuple[int, ...]) -> tuple[tuple[in
 
 
 def planner(table: ReuseTable, teacher: Denoiser) -> Planner:
-    """Cache plans for any timestep list from cache_learn's table."""
+    """Cache plans for any timestep list and solver from cache_learn's table, which is the dense teacher's."""
     @functools.lru_cache(maxsize=4096)
-    def plan(timesteps: tuple[int, ...], solver: str, budget: float, reuse: tuple[int, str]) -> CachePlan | None:
+    def plan(timesteps: tuple[int, ...], solver: str, rows: Rows, budget: float, reuse: tuple[int, str]) -> CachePlan | None:
         if budget == 0:
             return None
         masks, forecast = reuse
-        costs = table.costs(solver_steps(teacher.schedule.config, timesteps, solver))
+        steps = recipe_steps(teacher.schedule.config, {"timesteps": timesteps, "solver": solver, "rows": rows})
+        costs = table.costs(steps)
         return table.forecasting(plan_from_costs(costs, table.sublayers, budget, masks), forecast, timesteps)
 
     return plan
 
 
-def cost_of(target: str, teacher: Denoiser, dense: Recipe, times: Times | None) -> RecipeCost:
+def cost_of(target: str, teacher: Denoiser, dense: Recipe, times: Mapping[str | None, Times]) -> RecipeCost:
+    """times: with weights of each grain that there is, None: dense ones; read where the target is latency."""
     costs = layer_costs(teacher)
     if target == "latency":
-        return latency(costs, times, dense)
+        of_grain = {grain: latency(costs, found, dense) for grain, found in times.items()}
+        return lambda recipe: of_grain[recipe.sparsity and recipe.sparsity["grain"]](recipe)
     if target == "bitops":
         return bitops_share(costs, dense)
     return weights_bytes(costs, sum(p.numel() for p in teacher.model.parameters()))
 
 
-def to_recipe(candidate: Candidate, layers: Sequence[str], sparsity: Mapping | None, plan: Planner) -> Recipe:
-    return Recipe(timesteps=candidate.timesteps, solver=candidate.solver,
-                  precision=precision_of(candidate.genes, tuple(layers)),
-                  sparsity=sparsity if candidate.weights == "student" else None,
-                  cache=plan(candidate.timesteps, candidate.solver, candidate.cache, candidate.reuse))
+def to_recipe(candidate: Candidate, layers: Sequence[str], weights: Mapping[str, Weights], plan: Planner) -> Recipe:
+    found = weights[candidate.weights]
+    learned = found.own.get(candidate.solver)
+    sampling = learned.sampling if learned else {"timesteps": candidate.timesteps, "solver": candidate.solver, "rows": None}
+    return Recipe(**sampling, precision=precision_of(candidate.genes, tuple(layers)), sparsity=found.sparsity,
+                  cache=plan(*sampling.values(), candidate.cache, candidate.reuse))
 
 
 @functools.lru_cache(maxsize=4096)

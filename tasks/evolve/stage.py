@@ -1,11 +1,14 @@
-"""Search timesteps, precision per layer, cache budget, solver and weights for least damage within the goal's bound on cost.
+"""Search timesteps, precision per layer, cache budget, solver and weights for what the verdict asks for.
 
-Reads: data (the feature net that guides the search), pretrain_load (teacher), profile (times per layer, for the target
-latency), mask_search (which grain pays on the target), distill (its weights), cache_learn (reuse errors, base list).
-Writes: recipe.json, the candidate nearest to the teacher's images among all within the bound, its cache plan with weights
-learned for its list where that brings it nearer; single.json, recipes for the dense weights: `timesteps` (searched, as many as
+Reads: data (the feature net that guides the search), pretrain_load (teacher, bank), profile (times per layer, for the target
+latency), mask_search (which grain pays on the target), distill (students), cache_learn (reuse errors, base list), solver_learn
+(solvers).
+Writes: recipe.json, the cheapest candidate within the bound that the proxy says for certain to hold the quality, the nearest to
+the teacher where there is none (`tasks/evolve/choice.py`), its cache plan with weights learned for its list where that brings
+it nearer; weights.json, which weights it is for; single.json, recipes for the dense weights: `timesteps` (searched, as many as
 the recipe's, fp32) and `precision` (searched, on the base list); pareto.csv; evaluations.jsonl; rounding/, integers for every
-layer and width, where rounding is learned. Report: evaluations, hypervolume, the best, the goal.
+layer and width, where rounding is learned. Report: evaluations, hypervolume, what was chosen and why, the goal, and whether
+what anyone would try is as near at the same cost.
 Left out: quality on the holdout and with fresh noise (fid judges that); the search never sees the second feature net.
 """
 
@@ -20,23 +23,29 @@ import numpy as np
 
 from tasks.core.artifacts import Inputs, Report, read_json, write_json
 from tasks.core.params import Goal, check_choice, check_range
-from tasks.core.quality import paired_distance
+from tasks.core.quality import Difference, Gaussian, features, paired_distance
 from tasks.core.recipe import Recipe
+from tasks.data.features import load_feature_net
+from tasks.evolve.choice import Choice, choose
 from tasks.evolve.costs import bound_of
 from tasks.evolve.finalist import with_learned_weights
-from tasks.evolve.fitness import TEACHER_INTEGERS, Protocol, calibration_states, open_weights
+from tasks.evolve.fitness import Protocol, base_of, calibration_states, integers_file, open_weights
 from tasks.evolve.lab import Lab, key_of, open_lab
-from tasks.evolve.problem import STUDENTS, Problem, chosen_grain, read_problem
+from tasks.evolve.problem import Problem, read_problem
 from tasks.evolve.promote import Contest, Promotion
+from tasks.evolve.proxy import LEAST_IMAGES, PROXIES
 from tasks.evolve.rounded import write_rounding
 from tasks.evolve.search import Evaluation, Strategy, hypervolume, pareto_front, search
 from tasks.evolve.space import GROUPINGS, Candidate, Space
 from tasks.evolve.standing import Standing
+from tasks.evolve.weights import Weights
 from tasks.runtime.rounding import Rounding
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn")
-CURVE = 10  # points of the hypervolume over evaluations
+CURVE = 10   # points of the hypervolume over evaluations
+ROUNDS = 5   # of looking for something better than what would be chosen, at its own cost
+FAMILIES = 3 # of dull solvers and spacings, the nearest ones, that are tried at that cost
 PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "cache_masks", "dense_steps", "edge_bits",
            "backend", "batch")  # of Params
 
@@ -44,8 +53,8 @@ PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "cache_masks", "dens
 @dataclass(frozen=True, kw_only=True)
 class Params:
     goal: Goal
-    evaluations: int                  # of the search for everything together
-    single_evaluations: int           # of each of the two searches for one idea alone
+    evaluations: int                  # of the search for everything together, beyond what it starts from
+    single_evaluations: int           # of each of the two searches for one idea alone, the same
     lookahead: int                    # candidates asked beyond the last one told
     timeout_s: float                  # of one evaluation
     steps: tuple[int, int]            # fewest and most
@@ -59,6 +68,7 @@ class Params:
     backend: str                      # of the profile's times
     batch: int
     distance_per_loss: float          # distance that stands for a relative FID increase of 1
+    proxy: str                        # paired | frechet | sum
     seed: int
     protocol: Protocol
     promotion: Promotion
@@ -66,6 +76,7 @@ class Params:
 
     def __post_init__(self):
         check_choice("evolve.grouping", self.grouping, (*GROUPINGS, "free"))
+        check_choice("evolve.proxy", self.proxy, PROXIES)
         for solver in self.solvers:
             check_choice("evolve.solvers", solver, SOLVERS)
         if len(self.steps) != 2 or not 2 <= self.steps[0] <= self.steps[1] <= 1000:
@@ -85,6 +96,10 @@ class Params:
                                        ("distance_per_loss", self.distance_per_loss, 0, 10**6)):
             check_range(f"evolve.{name}", value, low, high)
         images, few = self.protocol.images, self.promotion.images
+        if self.proxy != "paired" and images < LEAST_IMAGES:
+            raise ValueError(f"evolve.protocol.images: {images} is below {LEAST_IMAGES}, which proxy {self.proxy} needs")
+        if self.proxy != "paired" and few:
+            raise ValueError(f"evolve.promotion.images: {few} is not 0: by proxy {self.proxy} an image has no loss of its own")
         if few and (few == 1 or few >= images or few % self.protocol.chunk):
             raise ValueError(f"evolve.promotion.images: {few} is neither 0 nor a multiple of protocol.chunk, "
                              f"{self.protocol.chunk}, from 2 to below protocol.images, {images}")
@@ -97,28 +112,40 @@ class Params:
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
-    space, student = problem.space(), STUDENTS.get(chosen_grain(inputs))
-    lab = open_lab(inputs, student, params.protocol, params.lookahead, params.timeout_s,
-                   learned_rounding(params, inputs, student, out), params.promotion.images > 0)
+    space = problem.space()
+    lab = open_lab(inputs, problem.weights, params.protocol, params.lookahead, params.timeout_s,
+                   learned_rounding(params, inputs, problem.weights, out), params.proxy, read_bank(inputs))
     searches = Searches(params, problem, lab, lab.references(problem.teacher.schedule), np.random.default_rng(params.seed))
 
-    told = searches.of(space, params.evaluations, "evolve")
-    best = least_distance(told)
+    told = searches.challenged(space, searches.of(space, params.evaluations, "evolve"))
+    choice = searches.choice(space, told)
+    best = choice.best
     steps, bits = problem.space_of_timesteps(len(best.candidate.timesteps)), problem.space_of_precision()
     by_steps = searches.of(steps, params.single_evaluations, "evolve timesteps alone")
     by_bits = searches.of(bits, params.single_evaluations, "evolve precision alone")
-    single = {"timesteps": (steps, least_distance(by_steps)), "precision": (bits, least_cost(by_bits, params.tolerated))}
+    single = {"timesteps": (steps, searches.choice(steps, by_steps).nearest),
+              "precision": (bits, searches.choice(bits, by_bits).best)}
     recipe, learned = finalist(best, space.recipe(best.candidate), searches, inputs)
 
     write_json(out / "recipe.json", recipe.to_json())
+    write_json(out / "weights.json", problem.weights[best.candidate.weights].to_json(best.candidate.weights))
     write_json(out / "single.json", {name: within.recipe(e.candidate).to_json() for name, (within, e) in single.items()})
     write_front(out / "pareto.csv", space, pareto_front(told))
     write_evaluations(out / "evaluations.jsonl", space, told, lab.failures)
     return Report({
-        "evaluations": len(told), "failed": sum(e.loss is None for e in told), "grain": problem.grain,
-        "unit": paired_distance(*searches.references), "best": facts(space, best), "distance_with_learned_weights": learned,
-        "hypervolume": growth(told), "goal": goal_facts(params, told, best),
-        "single": {name: facts(*found) for name, found in single.items()}})
+        "evaluations": len(told), "failed": sum(e.loss is None for e in told), "weights": [*problem.weights],
+        "unit": paired_distance(*searches.references), "best": searches.facts(space, best),
+        "choice": {"rule": choice.rule, "proxy": params.proxy, "nearest": searches.facts(space, choice.nearest),
+                   "cheapest": choice.cheapest and searches.facts(space, choice.cheapest)},
+        "dull": searches.against_dull(space, told, best),
+        "distance_with_learned_weights": learned, "hypervolume": growth(told),
+        "goal": goal_facts(params, choice), "single": {name: searches.facts(*found) for name, found in single.items()}})
+
+
+def read_bank(inputs: Inputs) -> Gaussian:
+    """Features of the teacher's bank by the net that guides the search."""
+    bank = np.load(inputs["pretrain_load"] / "bank.npy")
+    return Gaussian.of(features(load_feature_net(inputs["data"], "search"), bank))
 
 
 @dataclass(frozen=True)
@@ -131,32 +158,101 @@ class Searches:
     references: tuple[np.ndarray, np.ndarray]
     rng: np.random.Generator
 
-    def of(self, space: Space, budget: int, label: str) -> list[Evaluation]:
-        """As `search` returns them; the log's lines show how they stand."""
+    def of(self, space: Space, evaluations: int, label: str) -> list[Evaluation]:
+        """As `search` returns them, those that it starts from first; the log's lines show how they stand."""
+        seeds = self.problem.seeds(space)
+        budget = len(seeds) + evaluations
         standing, contest = Standing(space.cost), Contest(self.params.promotion, self.references)
 
         def evaluate(asked: Iterable[Candidate]) -> Iterable[float | None]:
             total = len(asked) if isinstance(asked, Sized) else budget  # a generation, or the whole search
             items = ((c.weights, space.recipe(c), space.cost(c)) for c in standing.asked(asked))
-            if self.lab.each_image:
+            if self.params.promotion.images:
                 return standing.told(self.lab.contested(contest, items, total, label, standing.line))
             return standing.told(self.distances((item[:2] for item in items), total, label, standing.line))
 
-        return search(space, evaluate, self.rng, budget, self.params.strategy, self.problem.seeds(space))
+        return search(space, evaluate, self.rng, budget, self.params.strategy, seeds)
 
     def distances(self, items: Iterable[tuple[str, Recipe]], total: int, label: str,
                   note: Callable[[], str] = str) -> Iterator[float | None]:
         return self.lab.distances(self.references, items, total, label, note)
 
+    # ---- what is chosen ----
 
-def learned_rounding(params: Params, inputs: Inputs, student: str | None, out: Path) -> Path | None:
+    def challenged(self, space: Space, told: list[Evaluation]) -> list[Evaluation]:
+        """With what might be chosen in place of what would be: the same at one precision, that with as many steps as the bound
+        allows, and what anyone would try at no more cost; until nothing is new."""
+        keys = {space.key(e.candidate) for e in told}
+        for _ in range(ROUNDS):
+            found = {space.key(c): c for c in self.challengers(space, told, self.choice(space, told).best)}
+            fresh = [c for key, c in found.items() if key not in keys]
+            if not fresh:
+                break
+            items = ((c.weights, space.recipe(c)) for c in fresh)
+            losses = self.distances(items, len(fresh), "evolve, what is compared with the best")
+            told = [*told, *(Evaluation(c, space.cost(c), loss) for c, loss in zip(fresh, losses, strict=True))]
+            keys |= found.keys()
+        return told
+
+    def challengers(self, space: Space, told: Sequence[Evaluation], best: Evaluation) -> list[Candidate]:
+        siblings = [c for c in self.problem.siblings(space, best.candidate) if space.cost(c) <= best.cost]
+        wider = filter(None, (self.problem.wider(space, c) for c in siblings))
+        families = nearest_families(self.problem.dull(space, space.bound), told)
+        dull = [c for family, c in self.problem.dull(space, best.cost).items() if family[:2] in families]
+        return [*siblings, *wider, *dull]
+
+    def choice(self, space: Space, told: Sequence[Evaluation]) -> Choice:
+        """Among those that were seen on all images: a promotion leaves those out that are behind."""
+        whole = [e for e in told if e.loss is None or self.lab.is_whole(self.lab.log.known[key_of(*item_of(space, e))])]
+        by_key = {space.key(e.candidate): e for e in whole}
+
+        def siblings(e: Evaluation) -> list[Evaluation]:
+            return [by_key[key] for key in map(space.key, self.problem.siblings(space, e.candidate)) if key in by_key]
+
+        return choose(whole, space.bound, self.params.tolerated, self.above(space), siblings)
+
+    def above(self, space: Space) -> Callable[[Evaluation, Evaluation | None], Difference]:
+        return lambda e, base: self.lab.judged(item_of(space, e), base and item_of(space, base))
+
+    def against_dull(self, space: Space, told: Sequence[Evaluation], best: Evaluation) -> dict:
+        """Whether anything that anyone would try is as near at no more cost, and the cheapest within the bound that is."""
+        keys = {space.key(c) for cost in (space.bound, best.cost) for c in self.problem.dull(space, cost).values()}
+        dull = [e for e in told if e.loss is not None and space.key(e.candidate) in keys]
+        as_near = min((e for e in dull if e.loss <= best.loss), key=lambda e: e.cost, default=None)
+        at_cost = min((e for e in dull if e.cost <= best.cost), key=lambda e: e.loss, default=None)
+        ahead = at_cost is None or at_cost.loss > best.loss
+        return {"ahead": ahead, "nearest_at_its_cost": at_cost and self.facts(space, at_cost),
+                "cheapest_as_near": as_near and self.facts(space, as_near)}
+
+    def facts(self, space: Space, e: Evaluation) -> dict:
+        told = self.above(space)(e, None)
+        return facts(space, e) | {"distance_error": told.error, "distance_upper95": told.upper95}
+
+
+def item_of(space: Space, e: Evaluation) -> tuple[str, Recipe]:
+    return e.candidate.weights, space.recipe(e.candidate)
+
+
+def nearest_families(dull: Mapping[tuple, Candidate], told: Sequence[Evaluation]) -> list[tuple]:
+    """The FAMILIES solvers and spacings whose points came nearest. dull: points by (solver, spacing, genes)."""
+    loss = {e.candidate: e.loss for e in told if e.loss is not None}
+    best: dict[tuple, float] = {}
+    for family, candidate in dull.items():
+        if candidate in loss:
+            best[family[:2]] = min(loss[candidate], best.get(family[:2], float("inf")))
+    return sorted(best, key=best.get)[:FAMILIES]
+
+
+def learned_rounding(params: Params, inputs: Inputs, weights: Mapping[str, Weights], out: Path) -> Path | None:
     if params.rounding_steps == 0:
         return None
-    opened = open_weights(inputs["pretrain_load"] / "teacher", student and inputs["distill"] / student)
-    weights = {TEACHER_INTEGERS if name == "teacher" else student: denoiser for name, denoiser in opened.items()}
-    states = {file: list(calibration_states(denoiser, params.protocol)) for file, denoiser in weights.items()}
+    opened = open_weights(inputs["pretrain_load"] / "teacher", inputs["distill"], weights)
+    files = {integers_file(found): name for name, found in weights.items()}
+    states = {file: list(calibration_states(opened[name], params.protocol, base_of(weights[name])))
+              for file, name in files.items()}
     folder = out / "rounding"
-    write_rounding(weights, states, Rounding(steps=params.rounding_steps), inputs.checkpoint("evolve_rounding"), folder)
+    write_rounding({file: opened[name] for file, name in files.items()}, states, Rounding(steps=params.rounding_steps),
+                   inputs.checkpoint("evolve_rounding"), folder)
     return folder
 
 
@@ -165,25 +261,13 @@ def finalist(best: Evaluation, recipe: Recipe, searches: Searches, inputs: Input
     learn, protocol = read_json(inputs["cache_learn"] / "grid.json").get("learn"), searches.params.protocol
     if recipe.cache is None or learn is None:
         return recipe, None
+    name = best.candidate.weights
+    wanted = {name: searches.problem.weights[name]}
+    denoiser = open_weights(inputs["pretrain_load"] / "teacher", inputs["distill"], wanted)[name]
     first = protocol.images + protocol.calibration_images  # noises that no evaluation sees
-    tried = with_learned_weights(recipe, searches.problem.teacher, learn, first, protocol.seed,
-                                 inputs.checkpoint("evolve_finalist"))
-    learned, = searches.distances([(best.candidate.weights, tried)], 1, "evolve, the best with learned weights")
+    tried = with_learned_weights(recipe, denoiser, learn, first, protocol.seed, inputs.checkpoint("evolve_finalist"))
+    learned, = searches.distances([(name, tried)], 1, "evolve, the best with learned weights")
     return (tried if learned is not None and learned < best.loss else recipe), learned
-
-
-def least_distance(told: Sequence[Evaluation]) -> Evaluation:
-    """The cheaper of equals. Raises ValueError when nothing could be evaluated."""
-    succeeded = [e for e in told if e.loss is not None]
-    if not succeeded:
-        raise ValueError(f"evolve: all {len(told)} evaluations failed; the lines above say why")
-    return min(succeeded, key=lambda e: (e.loss, e.cost))
-
-
-def least_cost(told: Sequence[Evaluation], tolerated: float) -> Evaluation:
-    """The cheapest within the tolerated distance, or the one nearest to it."""
-    within = [e for e in told if e.loss is not None and e.loss <= tolerated]
-    return min(within, key=lambda e: (e.cost, e.loss)) if within else least_distance(told)
 
 
 def facts(space: Space, e: Evaluation) -> dict:
@@ -193,11 +277,11 @@ def facts(space: Space, e: Evaluation) -> dict:
             "precisions": dict(sorted(Counter(recipe.precision.values()).items()))}
 
 
-def goal_facts(params: Params, told: Sequence[Evaluation], best: Evaluation) -> dict:
+def goal_facts(params: Params, choice: Choice) -> dict:
     """Whether the search's own proxy says that the goal is met, and at what cost the tolerated distance was reached at all."""
-    within = [e.cost for e in told if e.loss is not None and e.loss <= params.tolerated]
     return {"target": params.goal.target, "bound": bound_of(params.goal), "tolerated_distance": params.tolerated,
-            "met_by_proxy": best.loss <= params.tolerated, "least_cost_within_tolerance": min(within, default=None)}
+            "met_by_proxy": choice.cheapest is not None,
+            "least_cost_within_tolerance": choice.cheapest and choice.cheapest.cost}
 
 
 def growth(told: Sequence[Evaluation]) -> list[list[float]]:
@@ -227,6 +311,7 @@ def write_evaluations(path: Path, space: Space, told: Sequence[Evaluation], fail
     for k, e in enumerate(told):
         recipe = space.recipe(e.candidate)
         failed = {"failed": failures[key_of(e.candidate.weights, recipe)]} if e.loss is None else {}
-        rows.append({"asked": k, "cost": e.cost, "distance": e.loss, "recipe": recipe.to_json(), **failed})
+        rows.append({"asked": k, "cost": e.cost, "distance": e.loss, "weights": e.candidate.weights, "recipe": recipe.to_json(),
+                     **failed})
     rows.sort(key=lambda row: (row["cost"], row["asked"]))
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

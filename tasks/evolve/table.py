@@ -17,9 +17,9 @@ def read_evaluations(path: str | Path = "artifacts/evolve/evaluations.jsonl") ->
     """One row per candidate, in the order in which they were asked.
 
     asked: its place; cost: on goal.target; distance: to the dense teacher's images, NaN where the evaluation failed, for the
-    reason in `failed`; on_front: no other candidate is both as cheap and as near. Of its recipe: steps (NFE), solver, weights
-    (teacher | student), removed_share (of sublayer evaluations, by the cache), w_bits and a_bits (means over the layers whose
-    precision is searched, fp32 being 32), int8_share (of these layers), and the recipe itself, a dict.
+    reason in `failed`; on_front: no other candidate is both as cheap and as near; weights: teacher, or a student's name. Of its
+    recipe: steps (NFE), solver, removed_share (of sublayer evaluations, by the cache), w_bits and a_bits (means over the layers
+    whose precision is searched, fp32 being 32), int8_share (of these layers), and the recipe itself, a dict.
     Raises ValueError naming the file and the line that is none of ours.
     """
     import pandas
@@ -44,7 +44,7 @@ def flat(row: dict, layers: list[str]) -> dict:
     tokens = [recipe.precision.get(layer, "fp32") for layer in layers]
     w_bits, a_bits = ([bits(token)[i] for token in tokens] or [32] for i in range(2))
     return {"asked": row["asked"], "cost": row["cost"], "distance": row["distance"], "failed": row.get("failed"),
-            "steps": recipe.nfe, "solver": recipe.solver, "weights": "teacher" if recipe.sparsity is None else "student",
+            "steps": recipe.nfe, "solver": recipe.solver, "weights": row["weights"],
             "removed_share": recipe.cache.removed_share if recipe.cache else 0.0, "w_bits": sum(w_bits) / len(w_bits),
             "a_bits": sum(a_bits) / len(a_bits), "int8_share": tokens.count("w8a8") / max(1, len(tokens)),
             "recipe": row["recipe"]}

@@ -65,8 +65,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 def read_variants(teacher: Denoiser, dense_steps: int, inputs: Inputs) -> dict[str, Variant]:
     plan, best = read_json(inputs["cache_learn"] / "plan.json"), Recipe.from_json(read_json(inputs["evolve"] / "recipe.json"))
     single = {name: Recipe.from_json(recipe) for name, recipe in read_json(inputs["evolve"] / "single.json").items()}
-    grain = best.sparsity and best.sparsity["grain"]  # the weights that the search found best: a student's or the teacher's
-    return variants(teacher.schedule, teacher.prunable_layers(), dense_steps, plan, best, single, grain)
+    weights = read_json(inputs["evolve"] / "weights.json")
+    return variants(teacher.schedule, teacher.prunable_layers(), dense_steps, plan, best, single, weights)
 
 
 def weights_of(variant: Variant, teacher: Denoiser, inputs: Inputs) -> tuple[Denoiser, dict[str, Tensor]]:
@@ -82,7 +82,7 @@ def read_masks(variant: Variant, inputs: Inputs) -> dict[str, Tensor]:
     if variant.grain is None:
         return {}
     if variant.weights != "teacher":
-        masks = load_file(inputs["distill"] / f"{variant.weights.replace('student', 'masks')}.safetensors")
+        masks = load_file(inputs["distill"] / variant.masks)
     else:
         found, prefix = load_file(inputs["mask_search"] / "masks.safetensors"), f"{variant.grain}/"
         masks = {name.removeprefix(prefix): mask for name, mask in found.items() if name.startswith(prefix)}

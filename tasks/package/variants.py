@@ -2,28 +2,29 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tasks.core.denoiser import Schedule
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import dense_recipe, spaced_timesteps
 
 DULL = {"dull_fp32": "fp32", "dull_bf16": "bf16", "dull_int8": "w8a8"}  # precisions of the front that everyone can have
-STUDENTS = {"2:4": "student_2_4", "unit": "student_unit"}  # grain -> file of distill
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    weights: str         # teacher | student_2_4 | student_unit
+    weights: str         # teacher, or a file of distill without its ending
     grain: str | None    # of the masks that are live: 2:4 | unit | None
+    masks: str | None = None  # file of distill that holds them, where the weights come from there
     recipe: Recipe       # its sparsity is set from the masks when the package is written
 
 
 def variants(schedule: Schedule, layers: Iterable[str], dense_steps: int, plan: Mapping, best: Recipe,
-             single: Mapping[str, Recipe], grain: str | None) -> dict[str, Variant]:
+             single: Mapping[str, Recipe], weights: Mapping) -> dict[str, Variant]:
     """Every variant by name, in the order of the table.
 
     layers: paths of all layers that can be quantised. plan: `cache_learn/plan.json`, whose timesteps are the base list.
-    best, single: what evolve found, together and for one idea alone. grain: that of the weights that pay on the target.
+    best, single: what evolve found, together and for one idea alone. weights: those of the best, `evolve/weights.json`.
     """
     base = Recipe(timesteps=tuple(plan["timesteps"]))
     few = spaced_timesteps(schedule, best.nfe)
@@ -39,8 +40,9 @@ def variants(schedule: Schedule, layers: Iterable[str], dense_steps: int, plan: 
     return {
         **{name: Variant(weights="teacher", grain=None, recipe=recipe) for name, recipe in on_teacher.items()},
         "sparse": Variant(weights="teacher", grain="2:4", recipe=base),
-        "sparse_distilled": Variant(weights=STUDENTS["2:4"], grain="2:4", recipe=base),
-        "compressed": Variant(weights=STUDENTS.get(grain, "teacher"), grain=grain, recipe=best),
+        "sparse_distilled": Variant(weights="student_2_4", grain="2:4", recipe=base, masks="masks_2_4.safetensors"),
+        "compressed": Variant(weights=Path(weights["file"] or "teacher").stem, grain=weights["grain"], recipe=best,
+                              masks=weights["masks"]),
     }
 
 

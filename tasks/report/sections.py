@@ -83,17 +83,38 @@ def searched(evolve: Path, target: str) -> list[Plot]:
     cost, distance, on_front = (table[name].to_numpy() for name in ("cost", "distance", "on_front"))
     shipped = read_json(evolve / "recipe.json")
     chosen = next((i for i, recipe in enumerate(table["recipe"]) if recipe == shipped), None)
-    growth = read_json(REPORTS / "evolve.json")["hypervolume"]
+    report = read_json(REPORTS / "evolve.json")
+    growth = report["hypervolume"]
     keys = (("orange", "compressed"), ("blue", "front"), ("line", "the others"))
     return [Plot(title="The search", svg=plots.search(cost, distance, on_front, growth, COSTS[target]),
                  text=f"Every candidate that was evaluated, by its cost ({COSTS[target]}) and by the distance of its images to "
                       "dense's, 1 being what twice dense's steps change. Those that no other beats in both are the front. "
                       "Hypervolume is the share that the front dominates of the box up to the dearest and the farthest "
-                      "candidate."),
+                      f"candidate. {said_of_choice(report)}"),
             Plot(title="What the front is made of", svg=plots.parallel(scales_of(table, target), on_front, chosen),
                  text="One line per candidate across its genes, its cost and its distance (on a logarithmic axis). Every layer "
                       "whose precision is searched counts once.",
                  keys=tuple({"colour": colour, "name": name} for colour, name in keys))]
+
+
+def said_of_choice(report: Mapping) -> str:
+    """What was handed over and why, the other answer beside it, and what anyone would try at the same cost."""
+    choice, goal, dull = report["choice"], report["goal"], report["dull"]
+    best, cheapest, nearest = report["best"], choice["cheapest"], choice["nearest"]
+    tolerated = f"a distance of {significant(goal['tolerated_distance'])} for certain (proxy: {choice['proxy']}, 95 % bound)"
+    if cheapest is None:
+        said = f"No candidate within the bound on cost holds {tolerated}, so compressed is the nearest: {said_of_point(best)}."
+    else:
+        said = (f"Of those that hold {tolerated} compressed is the cheapest: {said_of_point(best)}. The nearest: "
+                f"{said_of_point(nearest)}.")
+    if dull["ahead"]:
+        return f"{said} By the proxy nothing on the dull front is as near at no more cost."
+    return f"{said} By the proxy a point of the dull front is as near at no more cost: {said_of_point(dull['nearest_at_its_cost'])}."
+
+
+def said_of_point(point: Mapping) -> str:
+    return (f"{point['nfe']} steps of {point['solver']}, weights {point['weights']}, cost {significant(point['cost'])}, distance "
+            f"{significant(point['distance'])}")
 
 
 def scales_of(table, target: str) -> list[plots.Scale]:
@@ -135,8 +156,9 @@ def layers(inputs: Inputs) -> Plot:
     tokens = [recipe.precision.get(name, "fp32") for name in names]
     drawing = plots.layers([short(name) for name in names], [density.get(name, 1.0) for name in names],
                            [bits(token) for token in tokens])
-    if recipe.sparsity:
-        kept = f"Its weights are the {recipe.sparsity['grain']} student's."
+    weights = read_json(inputs["evolve"] / "weights.json")["name"]
+    if weights != "teacher":
+        kept = f"Its weights are those of {weights}{', grain ' + recipe.sparsity['grain'] if recipe.sparsity else ''}."
     elif choice["chosen"] == "none":
         kept = "Its weights are dense: no student was offered to the search."
     else:

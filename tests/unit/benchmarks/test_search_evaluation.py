@@ -11,7 +11,9 @@ from benchmarks.search import correlation, evaluation, promotion
 from benchmarks.search.evaluation import Pair, cost_numbers, row
 from benchmarks.search.floor import BETWEEN, PRODUCTS, floor_numbers, profiled
 from benchmarks.search.plain import ON_THE_FLY
+from tasks.core.quality import Gaussian
 from tasks.evolve.promote import Rival, image_losses
+from tasks.evolve.proxy import PROXIES
 from tasks.evolve.search import Evaluation
 from tasks.runtime.integer import INTEGER, available
 from tasks.runtime.precision import apply_precision, calibrate_ranges, remove_precision
@@ -84,8 +86,25 @@ def test_judged_candidates_are_spread_over_costs():
 
 
 def test_rank_correlation_by_hand():
-    judged = [correlation.Judged(0, few, whole, fid) for few, whole, fid in ((1, 1, 10), (2, 3, 20), (4, 2, 30), (3, 4, 40))]
-    assert correlation.rank_correlations(judged) == {"few": pytest.approx(0.8), "all": pytest.approx(0.8)}
+    judged = [correlation.Judged(0, {"paired_4": few, "frechet_8": whole}, fid)
+              for few, whole, fid in ((1, 1, 10), (2, 3, 20), (4, 2, 30), (3, 4, 40))]
+    assert correlation.rank_correlations(judged) == pytest.approx({"spearman_paired_4": 0.8, "spearman_frechet_8": 0.8})
+
+
+def test_distance_per_loss_by_hand():
+    """Of losses of 0.25, 0.5 and 1; one below what samples tell apart and one above twice dense's FID say nothing."""
+    judged = [correlation.Judged(0, {"paired_4": distance}, fid) for distance, fid in (
+        (5, 2.5), (8, 3.0), (20, 4.0), (1, 2.01), (99, 9.0))]
+    assert correlation.per_loss(judged, 2.0) == {"per_loss_paired_4": 20.0, "per_loss_paired_4_q25": 18.0}
+    assert correlation.per_loss(judged[3:], 2.0) == {}
+
+
+def test_proxies_on_few_images_and_on_all_are_the_search_s():
+    rng = np.random.default_rng(0)
+    found, dense, finer = rng.normal(size=(3, 8, 4))
+    found = correlation.proxies_of(found, (dense, finer), Gaussian.of(rng.normal(size=(99, 4))), (4, 8))
+    assert set(found) == {f"{proxy}_{n}" for proxy in PROXIES for n in (4, 8)}
+    assert found["sum_4"] == pytest.approx(found["paired_4"] + found["frechet_4"])
 
 
 def test_samples_of_the_judged_outlive_a_kill(tmp_path):

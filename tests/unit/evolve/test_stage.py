@@ -48,21 +48,26 @@ def test_writes_what_package_reads(first):
     room, report = first
     best = Recipe.from_json(read_json(room / "out" / "recipe.json"))
     single = {k: Recipe.from_json(v) for k, v in read_json(room / "out" / "single.json").items()}
-    assert (best.sparsity is None) == (report.numbers["best"]["weights"] == "teacher")
+    weights = read_json(room / "out" / "weights.json")
+    assert weights["name"] == report.numbers["best"]["weights"] and weights["grain"] == (best.sparsity or {}).get("grain")
     assert single["timesteps"].nfe == best.nfe and not single["timesteps"].precision
     assert single["precision"].timesteps == (99, 74, 49, 24) and single["precision"].sparsity is None
-    assert set(contents(room / "out")) == {"recipe.json", "single.json", "pareto.csv", "evaluations.jsonl"}
+    assert set(contents(room / "out")) == {"recipe.json", "weights.json", "single.json", "pareto.csv", "evaluations.jsonl"}
 
 
-def test_every_evaluation_is_within_the_bound_and_the_best_is_the_nearest(first):
+def rows_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_every_evaluation_is_within_the_bound_and_the_nearest_is_the_nearest(first):
     room, report = first
-    rows = [json.loads(line) for line in (room / "out" / "evaluations.jsonl").read_text().splitlines()]
-    assert len(rows) == 16 == report.numbers["evaluations"] and report.numbers["failed"] == 0
+    rows = rows_of(room / "out")
+    assert len(rows) == report.numbers["evaluations"] > 16 and report.numbers["failed"] == 0
     assert all(row["cost"] <= 1 / 8 for row in rows)
     grains = [row["recipe"]["sparsity"] for row in rows]
     assert None in grains, "the dense weights compete"
     assert all(g["density"]["transformer_blocks.0.ff.net.0.proj"] == 0.5 for g in grains if g) and any(grains)
-    assert report.numbers["best"]["distance"] == min(row["distance"] for row in rows)
+    assert report.numbers["choice"]["nearest"]["distance"] == min(row["distance"] for row in rows)
     assert sorted(rows, key=lambda row: row["cost"]) == rows
     volumes = [volume for _, volume in report.numbers["hypervolume"]]
     assert volumes == sorted(volumes) and volumes[-1] > 0
@@ -94,7 +99,7 @@ def test_other_seed_other_search(first, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(first[0])  # the log is shared: evaluations of equal recipes are found there
     report = run(replace(PARAMS, seed=1), folders, tmp_path / "out")
     assert contents(tmp_path / "out")["evaluations.jsonl"] != contents(first[0] / "out")["evaluations.jsonl"]
-    assert report.numbers["evaluations"] == 16
+    assert report.numbers["evaluations"] > 16
 
 
 @pytest.mark.parametrize("target", ["bitops", "size"])
@@ -125,9 +130,9 @@ def test_learned_rounding_is_learned_once_and_found_by_the_workers(folders, tmp_
     learned, calls = replace(params, rounding_steps=3), []
     monkeypatch.setattr(rounded, "learn_rounding", counted(rounded.learn_rounding, calls))
     run(learned, folders, tmp_path / "out")
-    assert len(calls) == 2 * len(WIDTHS), "teacher and student, every width"
+    assert len(calls) == 4 * len(WIDTHS), "teacher and students, every width"
     run(learned, folders, tmp_path / "again")
-    assert len(calls) == 2 * len(WIDTHS) and contents(tmp_path / "again") == contents(tmp_path / "out")
+    assert len(calls) == 4 * len(WIDTHS) and contents(tmp_path / "again") == contents(tmp_path / "out")
     distances = [{json.dumps(row["recipe"]): row["distance"] for row in map(json.loads, path.read_text().splitlines())}
                  for path in (tmp_path / name / "evaluations.jsonl" for name in ("nearest", "out"))]
     seeds = distances[0].keys() & distances[1].keys()
@@ -148,7 +153,7 @@ def test_with_promotion_fewer_images_are_evaluated_and_nothing_is_paid_twice(fol
     images = [args[4] for args in sampled]
     (log,) = (tmp_path / "runs" / "evolve").iterdir()
     lines = log.read_text().splitlines(keepends=True)
-    counts = [len(losses) for _, losses in map(json.loads, lines[2:])]  # the teacher's own features come first
+    counts = [len(kept["paired"]) for _, kept in map(json.loads, lines[2:])]  # the teacher's own features come first
     assert set(counts) == {4, 12} and sum(images) == sum(counts) + 2 * 12
     log.write_text("".join(lines[:-3]) + lines[-3][:20])
     sampled.clear()
@@ -223,8 +228,8 @@ def test_every_strategy_stays_within_the_bound(first, folders, tmp_path, monkeyp
     monkeypatch.chdir(first[0])  # the log is shared
     strategy = replace(PARAMS.strategy, **change)
     report = run(replace(PARAMS, evaluations=30, single_evaluations=2, strategy=strategy), folders, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
-    assert len(rows) == 30 == report.numbers["evaluations"] and all(row["cost"] <= 1 / 8 for row in rows)
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == report.numbers["evaluations"] > 30 and all(row["cost"] <= 1 / 8 for row in rows)
 
 
 def test_the_finalist_learns_weights_for_its_list(folders, tmp_path, monkeypatch):

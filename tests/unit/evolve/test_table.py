@@ -16,7 +16,9 @@ POINTS = ((0.3, 2.0), (0.1, 4.0), (0.2, None))
 
 
 def write(path, points=POINTS):
-    rows = [{"asked": len(points) - 1 - k, "cost": cost, "distance": distance, "recipe": RECIPES[k % 3].to_json()}
+    weights = ("teacher", "few_4", "teacher")
+    rows = [{"asked": len(points) - 1 - k, "cost": cost, "distance": distance, "weights": weights[k % 3],
+             "recipe": RECIPES[k % 3].to_json()}
             | ({"failed": "RuntimeError: no"} if distance is None else {}) for k, (cost, distance) in enumerate(points)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -29,7 +31,7 @@ def test_a_row_for_each_candidate_in_the_order_asked(tmp_path):
     assert (last["cost"], last["distance"], last["steps"], last["solver"], last["weights"]) == (0.3, 2.0, 2, "ddim", "teacher")
     assert (last["w_bits"], last["a_bits"], last["int8_share"], last["removed_share"]) == (6.0, 7.0, 0.5, 0.25)
     assert Recipe.from_json(last["recipe"]) == RECIPES[0]
-    assert table.iloc[1][["weights", "w_bits", "steps"]].tolist() == ["student", 24.0, 3]  # bf16 and, unnamed, fp32
+    assert table.iloc[1][["weights", "w_bits", "steps"]].tolist() == ["few_4", 24.0, 3]  # bf16 and, unnamed, fp32
 
 
 def test_a_failed_one_has_its_reason_and_is_on_no_front(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.cluster import Cluster, ClusterParams
@@ -16,6 +16,7 @@ from tasks.evolve import stage
 from tasks.evolve.fitness import Protocol
 from tasks.evolve.promote import Promotion
 from tasks.evolve.search import Strategy
+from tasks.runtime.solver import solver_steps
 
 CONFIG = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2,
           "sample_size": 8, "patch_size": 4, "num_embeds_ada_norm": 3, "norm_type": "ada_norm_zero",
@@ -29,24 +30,28 @@ PARAMS = stage.Params(
     evaluations=16, single_evaluations=6, lookahead=4, timeout_s=60.0, steps=(2, 10), grouping="quadratic",
     solvers=("ddim", "dpm2m"), cache_budgets=(0.0, 0.3), cache_masks=(2, 3), dense_steps=50, edge_bits=3,
     rounding_steps=0, backend="openvino", batch=8,
-    distance_per_loss=60.0, seed=0,
+    distance_per_loss=60.0, proxy="paired", seed=0,
     protocol=Protocol(images=4, seed=1, chunk=4, calibration_steps=4, calibration_images=4, prefix_mb=8),
     promotion=Promotion(images=0, z=2.0), strategy=Strategy(population=8, top=4, random=0.3, crossover=0.2, mutation=0.2))
 
 
 def artifacts(root: Path) -> dict[str, Path]:
-    folder = {name: root / name for name in stage.INPUTS}
+    folder = {name: root / name for name in (*stage.INPUTS, "solver_learn")}
     for path in folder.values():
         path.mkdir(parents=True)
     torch.manual_seed(0)
     teacher = build("DiTTransformer2DModel", CONFIG, SCHEDULE)
     save(teacher, folder["pretrain_load"] / "teacher")
+    np.save(folder["pretrain_load"] / "bank.npy", np.random.default_rng(0).integers(0, 256, (100, 1, 8, 8), np.uint8))
     net = {"trunk": "plain", "width": 4, "channels": 1, "classes": 3}
     save_feature_net(FeatureNet(**net), folder["data"], "search")
     write_json(folder["data"] / "data.json", {"feature_nets": {"search": net}})
     write_profile(folder["profile"], list(teacher.prunable_layers()))
     write_json(folder["mask_search"] / "choice.json", {"chosen": "unit"})
     write_student(folder["distill"], teacher)
+    write_few_steps(folder["distill"], teacher)
+    solvers = {"3": own_steps(95, 60, 25), "5": own_steps(95, 75, 55, 35, 15)}
+    write_json(folder["solver_learn"] / "solvers.json", {"dense": solvers})
     write_errors(folder["cache_learn"], [s.name for s in teacher.sublayers()])
     return folder
 
@@ -72,6 +77,25 @@ def write_student(folder, teacher) -> None:
         state[key] *= kept
     save_file(state, folder / "student_unit.safetensors")
     save_file({k: m.to(torch.uint8) for k, m in masks.items()}, folder / "masks_unit.safetensors")
+
+
+def write_few_steps(folder, teacher) -> None:
+    """A dense student of two evaluations, and one of four whose units are those of the other student."""
+    torch.manual_seed(1)
+    state = {k: v + 0.01 * torch.randn(v.shape) for k, v in teacher.model.state_dict().items()}
+    save_file(state, folder / "student_few_2.safetensors")
+    save_file(load_file(folder / "student_unit.safetensors"), folder / "student_few_4.safetensors")
+    write_json(folder / "students.json", [
+        {"name": "few_2", "file": "student_few_2.safetensors", "masks": None, "grain": None, "nfe": 2, **own_steps(97.5, 40)},
+        {"name": "few_4", "file": "student_few_4.safetensors", "masks": "masks_unit.safetensors", "grain": "unit", "nfe": 4,
+         **own_steps(98, 70, 40, 12.25)}])
+
+
+def own_steps(*times: float) -> dict:
+    """timesteps and rows of a solver whose times lie between timesteps: DPM-Solver++'s rows with other times."""
+    timesteps = [round(t) for t in times]
+    rows = zip(solver_steps(SCHEDULE, timesteps, "dpm2m"), times, strict=True)
+    return {"timesteps": timesteps, "rows": [replace(row, t=float(t)).to_json() for row, t in rows]}
 
 
 def write_errors(folder, sublayers) -> None:

@@ -67,8 +67,16 @@ def write_upstream(root: Path, teacher: Denoiser, chosen: str = "unit") -> Input
     sparsity = chosen and {"grain": chosen, "density": {}}  # the densities are those of the masks
     best = replace(few, precision=precision, cache=cache, sparsity=sparsity)
     write_json(folders["evolve"] / "recipe.json", best.to_json())
+    write_json(folders["evolve"] / "weights.json", weights_of(chosen))
     write_json(folders["evolve"] / "single.json", {"timesteps": few.to_json(), "precision": bits.to_json()})
     return Inputs(folders, "key")
+
+
+def weights_of(grain: str | None) -> dict:
+    """As evolve writes it of the student of a grain."""
+    name = grain and f"student_{grain.replace(':', '_')}"
+    return {"name": name or "teacher", "file": name and f"{name}.safetensors", "grain": grain,
+            "masks": name and f"{name.replace('student', 'masks')}.safetensors"}
 
 
 def run_stage(root: Path, inputs: Inputs, monkeypatch) -> tuple[Path, dict, list]:
@@ -149,14 +157,17 @@ def test_graphs_are_the_same_bytes_whatever_was_exported_before(packaged, tmp_pa
     assert all((tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in files)
 
 
-def test_the_chosen_grain_decides_the_weights(teacher):
-    def compressed(grain):
+def test_the_search_decides_the_weights_and_their_masks(teacher):
+    def compressed(weights):
         few = Recipe(timesteps=(900, 100))
         plan = plan_on((900, 500), ["transformer_blocks.0.ff"])
-        return variants(teacher.schedule, ["a"], 8, plan, few, {"precision": few, "timesteps": few}, grain)["compressed"]
+        return variants(teacher.schedule, ["a"], 8, plan, few, {"precision": few, "timesteps": few}, weights)["compressed"]
 
-    assert [(v.weights, v.grain) for v in map(compressed, ("unit", "2:4", None))] == [
-        ("student_unit", "unit"), ("student_2_4", "2:4"), ("teacher", None)]
+    few_steps = {"name": "few_4", "file": "student_few_4.safetensors", "masks": None, "grain": None}
+    found = [compressed(weights) for weights in (*map(weights_of, ("unit", "2:4", None)), few_steps)]
+    assert [(v.weights, v.grain, v.masks) for v in found] == [
+        ("student_unit", "unit", "masks_unit.safetensors"), ("student_2_4", "2:4", "masks_2_4.safetensors"),
+        ("teacher", None, None), ("student_few_4", None, None)]
 
 
 @pytest.mark.parametrize("nfe, images", [(4, 32), (50, 3)])

@@ -11,8 +11,8 @@ from tasks.core.artifacts import read_json, write_json
 from tasks.core.params import STAGES
 from tasks.evolve.table import read_evaluations
 from tasks.report import stage
-from tasks.report.sections import cache, plans_text, scales_of, searched
-from tests.unit.report.example import PARAMS, write_tree
+from tasks.report.sections import cache, plans_text, said_of_choice, scales_of, searched
+from tests.unit.report.example import PARAMS, search_report, write_tree
 
 VOID = {"meta", "br", "img", "link", "input", "path", "use", "rect"}
 
@@ -162,6 +162,22 @@ def test_the_search_is_shown_with_what_its_front_is_made_of(tree):
     assert [key["name"] for key in axes.keys] == ["compressed", "front", "the others"]
     assert all(name in axes.svg for name in ("steps", "int8 layers", "cache removed", "distance"))
     assert axes.svg.count("var(--orange)") == 1, "the one that ships"
+
+
+def test_the_page_says_what_was_chosen_and_whether_the_dull_front_has_it(tree):
+    report = search_report()
+    assert said_of_choice(report) == (
+        "No candidate within the bound on cost holds a distance of 0.550 for certain (proxy: paired, 95 % bound), so compressed is "
+        "the nearest: 15 steps of ddim, weights student_unit, cost 0.300, distance 1.50. By the proxy a point of the dull front "
+        "is as near at no more cost: 14 steps of dpm2m, weights teacher, cost 0.300, distance 1.25.")
+    best = report["best"]
+    report["choice"] |= {"rule": "cheapest", "cheapest": best, "nearest": best | {"distance": 0.25}}
+    report["dull"]["ahead"] = True
+    assert said_of_choice(report) == (
+        "Of those that hold a distance of 0.550 for certain (proxy: paired, 95 % bound) compressed is the cheapest: 15 steps of "
+        "ddim, weights student_unit, cost 0.300, distance 1.50. The nearest: 15 steps of ddim, weights student_unit, cost 0.300, "
+        "distance 0.250. By the proxy nothing on the dull front is as near at no more cost.")
+    assert "so compressed is the nearest" in searched(tree["evolve"], "latency")[0].text
 
 
 def test_precision_is_bits_where_bits_are_searched(tree):
