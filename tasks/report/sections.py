@@ -109,12 +109,13 @@ def said_of_choice(report: Mapping) -> str:
                 f"{said_of_point(nearest)}.")
     if dull["ahead"]:
         return f"{said} By the proxy nothing on the dull front is as near at no more cost."
-    return f"{said} By the proxy a point of the dull front is as near at no more cost: {said_of_point(dull['nearest_at_its_cost'])}."
+    point = said_of_point(dull["nearest_at_its_cost"])
+    return f"{said} By the proxy a point of the dull front is as near at no more cost: {point}."
 
 
 def said_of_point(point: Mapping) -> str:
-    return (f"{point['nfe']} steps of {point['solver']}, weights {point['weights']}, cost {significant(point['cost'])}, distance "
-            f"{significant(point['distance'])}")
+    return (f"{point['nfe']} steps of {point['solver']}, weights {point['weights']}, cost {significant(point['cost'])}, "
+            f"distance {significant(point['distance'])}")
 
 
 def scales_of(table, target: str) -> list[plots.Scale]:

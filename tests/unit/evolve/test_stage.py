@@ -73,6 +73,68 @@ def test_every_evaluation_is_within_the_bound_and_the_nearest_is_the_nearest(fir
     assert volumes == sorted(volumes) and volumes[-1] > 0
 
 
+def sampling(row: dict) -> tuple[str, int, str]:
+    precision = row["recipe"]["precision"]
+    return row["weights"], len(row["recipe"]["timesteps"]), " ".join(sorted(set(precision.values()))) if precision else "fp32"
+
+
+def test_every_learned_solver_and_student_is_seen_at_every_precision(first):
+    """Where a precision is faster than all that are more accurate, which in this profile each is."""
+    room, _ = first
+    learned = {sampling(row) for row in rows_of(room / "out") if row["recipe"]["solver"] == "learned" and
+               row["recipe"]["cache"] is None}
+    wanted = {(weights, steps, token) for weights, steps in (("teacher", 3), ("teacher", 5), ("few_2", 2), ("few_4", 4),
+                                                             ("student_unit", 3), ("student_unit", 5))
+              for token in ("fp32", "bf16", "w8a8")}
+    assert wanted <= learned
+    few = [row["recipe"] for row in rows_of(room / "out") if row["weights"] == "few_4"]
+    assert all(recipe["solver"] == "learned" and recipe["rows"][3]["t"] == 12.25 and recipe["sparsity"] for recipe in few)
+
+
+def with_log_of(first, room, monkeypatch) -> None:
+    """What the first run evaluated is known in `room`, too."""
+    shutil.copytree(first[0] / "runs" / "evolve", room / "runs" / "evolve")
+    monkeypatch.chdir(room)
+
+
+def test_where_nothing_holds_the_quality_the_nearest_ships_and_dull_rivals_were_tried(first, folders, tmp_path, monkeypatch):
+    with_log_of(first, tmp_path, monkeypatch)
+    numbers, rows = run(replace(PARAMS, distance_per_loss=0.1), folders, tmp_path / "out").numbers, rows_of(tmp_path / "out")
+    assert numbers["choice"]["rule"] == "nearest" and numbers["choice"]["cheapest"] is None
+    assert not numbers["goal"]["met_by_proxy"] and numbers["goal"]["least_cost_within_tolerance"] is None
+    best, dull = numbers["best"], numbers["dull"]
+    rivals = [row for row in rows if row["weights"] == "teacher" and row["cost"] <= best["cost"] and
+              row["recipe"]["solver"] != "learned" and row["recipe"]["cache"] is None]
+    assert dull["nearest_at_its_cost"]["distance"] >= min(row["distance"] for row in rivals)
+    assert dull["ahead"] == (dull["nearest_at_its_cost"]["distance"] > best["distance"])
+
+
+def test_where_much_is_tolerated_the_cheapest_ships(first, folders, tmp_path, monkeypatch):
+    """It is one of the students of fewest steps, and package finds its weights."""
+    with_log_of(first, tmp_path, monkeypatch)
+    numbers = run(replace(PARAMS, distance_per_loss=1e5), folders, tmp_path / "out").numbers
+    rows = rows_of(tmp_path / "out")
+    assert numbers["choice"]["rule"] == "cheapest" and numbers["goal"]["met_by_proxy"]
+    assert numbers["best"] == numbers["choice"]["cheapest"] and numbers["best"]["cost"] == min(row["cost"] for row in rows)
+    assert numbers["choice"]["nearest"]["distance"] == min(row["distance"] for row in rows)
+    assert read_json(tmp_path / "out" / "weights.json") == {
+        "name": "few_2", "file": "student_few_2.safetensors", "masks": None, "grain": None}
+    recipe = Recipe.from_json(read_json(tmp_path / "out" / "recipe.json"))
+    assert recipe.solver == "learned" and [row.t for row in recipe.rows] == [97.5, 40.0]
+
+
+@pytest.mark.parametrize("proxy", ["frechet", "sum"])
+def test_another_proxy_reads_the_same_log(first, folders, tmp_path, monkeypatch, proxy):
+    """What both searches ask, which is all that they start from, is not sampled again; its distance is another one."""
+    with_log_of(first, tmp_path, monkeypatch)
+    run(replace(PARAMS, proxy=proxy, evaluations=1, single_evaluations=1), folders, tmp_path / "out")
+    assert len([*(tmp_path / "runs" / "evolve").iterdir()]) == 1
+    paired, other = ({json.dumps(row["recipe"]): row["distance"] for row in rows_of(folder)}
+                     for folder in (first[0] / "out", tmp_path / "out"))
+    both = paired.keys() & other.keys()
+    assert len(both) > 30 and all((other[key] > paired[key]) if proxy == "sum" else other[key] != paired[key] for key in both)
+
+
 def test_repeats_itself_and_pays_nothing_twice(first, folders, tmp_path, monkeypatch):
     """The second run finds the first one's log, less its last lines, as after a kill: only those are evaluated again."""
     room, report = first
@@ -168,6 +230,14 @@ def test_promotion_from_a_part_of_a_chunk_is_one_line():
             replace(PARAMS, protocol=replace(PARAMS.protocol, images=12), promotion=Promotion(images=images, z=1.0))
 
 
+@pytest.mark.parametrize("proxy", ["frechet", "sum"])
+def test_a_proxy_of_distributions_wants_images_and_no_promotion(proxy):
+    with pytest.raises(ValueError, match=f"evolve.protocol.images: 2 is below 3, which proxy {proxy} needs"):
+        replace(PARAMS, proxy=proxy, protocol=replace(PARAMS.protocol, images=2))
+    with pytest.raises(ValueError, match=f"promotion.images: 4 is not 0: by proxy {proxy} an image has no loss of its own"):
+        replace(PARAMS, proxy=proxy, protocol=replace(PARAMS.protocol, images=8), promotion=Promotion(images=4, z=1.0))
+
+
 def test_goal_out_of_reach_is_one_line_with_the_nearest(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = replace(PARAMS, goal=replace(PARAMS.goal, min_speedup=5000.0))
@@ -216,7 +286,7 @@ def test_a_log_waits_for_the_disk_once_a_second_and_writes_at_once(tmp_path, mon
 
 
 @pytest.mark.parametrize("key, value", [("steps", (5, 3)), ("cache_budgets", (0.5, 0.2)), ("solvers", ("euler",)),
-                                        ("evaluations", 0)])
+                                        ("proxy", "pairs"), ("evaluations", 0)])
 def test_params_name_the_bad_value(key, value):
     with pytest.raises(ValueError, match=key):
         replace(PARAMS, **{key: value})

@@ -166,17 +166,18 @@ def test_the_search_is_shown_with_what_its_front_is_made_of(tree):
 
 def test_the_page_says_what_was_chosen_and_whether_the_dull_front_has_it(tree):
     report = search_report()
+    ours, dull = ("15 steps of ddim, weights student_unit, cost 0.300, distance 1.50",
+                  "14 steps of dpm2m, weights teacher, cost 0.300, distance 1.25")
+    held = "a distance of 0.550 for certain (proxy: paired, 95 % bound)"
     assert said_of_choice(report) == (
-        "No candidate within the bound on cost holds a distance of 0.550 for certain (proxy: paired, 95 % bound), so compressed is "
-        "the nearest: 15 steps of ddim, weights student_unit, cost 0.300, distance 1.50. By the proxy a point of the dull front "
-        "is as near at no more cost: 14 steps of dpm2m, weights teacher, cost 0.300, distance 1.25.")
+        f"No candidate within the bound on cost holds {held}, so compressed is the nearest: {ours}. By the proxy a point of "
+        f"the dull front is as near at no more cost: {dull}.")
     best = report["best"]
     report["choice"] |= {"rule": "cheapest", "cheapest": best, "nearest": best | {"distance": 0.25}}
     report["dull"]["ahead"] = True
     assert said_of_choice(report) == (
-        "Of those that hold a distance of 0.550 for certain (proxy: paired, 95 % bound) compressed is the cheapest: 15 steps of "
-        "ddim, weights student_unit, cost 0.300, distance 1.50. The nearest: 15 steps of ddim, weights student_unit, cost 0.300, "
-        "distance 0.250. By the proxy nothing on the dull front is as near at no more cost.")
+        f"Of those that hold {held} compressed is the cheapest: {ours}. The nearest: {ours.replace('1.50', '0.250')}. By the "
+        "proxy nothing on the dull front is as near at no more cost.")
     assert "so compressed is the nearest" in searched(tree["evolve"], "latency")[0].text
 
 
