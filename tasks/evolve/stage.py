@@ -114,7 +114,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
     space = problem.space()
     lab = open_lab(inputs, problem.weights, params.protocol, params.lookahead, params.timeout_s,
-                   learned_rounding(params, inputs, problem.weights, out), params.proxy, read_bank(inputs))
+                   learned_rounding(params, inputs, problem.weights, out), params.proxy,
+                   None if params.proxy == "paired" else read_bank(inputs))
     searches = Searches(params, problem, lab, lab.references(problem.teacher.schedule), np.random.default_rng(params.seed))
 
     told = searches.challenged(space, searches.of(space, params.evaluations, "evolve"))

@@ -4,11 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from tasks.core.artifacts import read_json, write_json
 from tasks.core.recipe import Recipe
+from tasks.core.sampler import sample_in_chunks
 from tasks.evolve import fitness, lab, rounded
 from tasks.evolve.lab import EvaluationLog
 from tasks.evolve.problem import kinds_of_reuse
@@ -123,16 +125,20 @@ def test_where_much_is_tolerated_the_cheapest_ships(first, folders, tmp_path, mo
     assert recipe.solver == "learned" and [row.t for row in recipe.rows] == [97.5, 40.0]
 
 
-@pytest.mark.parametrize("proxy", ["frechet", "sum"])
-def test_another_proxy_reads_the_same_log(first, folders, tmp_path, monkeypatch, proxy):
-    """What both searches ask, which is all that they start from, is not sampled again; its distance is another one."""
+def test_proxies_of_distributions_share_a_log_and_add_up(first, folders, tmp_path, monkeypatch):
+    """What searches by `frechet` and by `sum` both ask, which is all that they start from, is sampled once."""
     with_log_of(first, tmp_path, monkeypatch)
-    run(replace(PARAMS, proxy=proxy, evaluations=1, single_evaluations=1), folders, tmp_path / "out")
-    assert len([*(tmp_path / "runs" / "evolve").iterdir()]) == 1
-    paired, other = ({json.dumps(row["recipe"]): row["distance"] for row in rows_of(folder)}
-                     for folder in (first[0] / "out", tmp_path / "out"))
-    both = paired.keys() & other.keys()
-    assert len(both) > 30 and all((other[key] > paired[key]) if proxy == "sum" else other[key] != paired[key] for key in both)
+    few, distances, counts = replace(PARAMS, evaluations=1, single_evaluations=1), {}, {}
+    for proxy in ("paired", "frechet", "sum"):
+        sampled = []
+        monkeypatch.setattr(fitness, "sample_in_chunks", counted(sample_in_chunks, sampled))
+        run(replace(few, proxy=proxy), folders, tmp_path / proxy)
+        counts[proxy] = len(sampled)
+        distances[proxy] = {json.dumps(row["recipe"]): row["distance"] for row in rows_of(tmp_path / proxy)}
+    assert len([*(tmp_path / "runs" / "evolve").iterdir()]) == 2 and counts["sum"] < 10 < counts["frechet"]
+    both = set.intersection(*(set(found) for found in distances.values()))
+    paired, frechet, added = ([found[key] for key in both] for found in distances.values())
+    assert len(both) > 30 and added == pytest.approx(np.add(paired, frechet)) and min(frechet) > 0
 
 
 def test_repeats_itself_and_pays_nothing_twice(first, folders, tmp_path, monkeypatch):
