@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.results import made
-from benchmarks.search.curves import EVALUATIONS, SEEDS, SOLVERS
+from benchmarks.search.curves import EVALUATIONS, SEEDS, SOLVERS, SPACINGS
 from benchmarks.search.strategies import SEARCHES
 from tasks.core import denoiser as denoisers
 from tasks.core.artifacts import Inputs
@@ -139,7 +139,7 @@ def problem_of(teacher: denoisers.Denoiser, plan: Planner = lambda *_: None, **l
     goal = Goal(target="bitops", max_quality_loss=0.05, min_speedup=None, max_bitops=bound, max_size=None)
     return Problem(teacher=teacher, goal=goal, weights=ONLY_TEACHER, base=dense.timesteps, layers=layers,
                    menus=precision_menus("bitops", layers, None), plan=plan, cost=cost,
-                   limits={"grouping": "quadratic", "solvers": SOLVERS, **limits})
+                   spacings=SPACINGS, limits={"grouping": "quadratic", "solvers": SOLVERS, **limits})
 
 
 def eight_bits(teacher: denoisers.Denoiser, layers: Sequence[str]) -> Recipe:

@@ -47,6 +47,7 @@ class Problem:
     menus: tuple[tuple[str, ...], ...]
     plan: Planner
     cost: RecipeCost
+    spacings: tuple[str, ...] = SPACINGS  # of the lists that a search starts from
     limits: Mapping = field(default_factory=dict)  # arguments of Space: steps, grouping, solvers, cache, reuse
 
     def space(self) -> Space:
@@ -73,20 +74,22 @@ class Problem:
 
     def seeds(self, space: Space) -> list[Candidate]:
         """What a search starts from, all at one precision: every solver and student that was learned, what anyone would try
-        (`dull`), and the same of students that any list samples, at the fastest precision."""
+        (`dull`), and the same of students that any list samples. Where precisions are a few classes what is dull is at the
+        fastest one alone: `stage.Searches.challengers` tries the nearest of it at all."""
         genes = self.seed_genes(space)
+        tried = genes[-1:] if self.goal.target == "latency" and space.timesteps is None else genes
         learned = [Candidate(timesteps, each, space.cache[0], solver, weights, space.reuse[0])
                    for weights, own in space.own.items() for solver, timesteps in own.items() for each in genes]
         others = [weights for weights in space.weights if weights != TEACHER and weights not in space.tied]
         widest = [self.widest(space, spacing, solver, genes[-1], weights, space.bound)
-                  for weights in others for spacing, solver in itertools.product(SPACINGS, space.solvers)]
-        found = [*(c for c in learned if space.cost(c) <= space.bound), *self.dull(space, space.bound).values(),
-                 *filter(None, widest)]
+                  for weights in others for spacing, solver in itertools.product(self.spacings, space.solvers)]
+        dull = [c for (*_, each), c in self.dull(space, space.bound).items() if each in tried]
+        found = [*(c for c in learned if space.cost(c) <= space.bound), *dull, *filter(None, widest)]
         return list({space.key(candidate): candidate for candidate in found}.values())
 
     def dull(self, space: Space, cost: float) -> dict[tuple[str, str, Genes], Candidate]:
         """What anyone would try, by spacing, solver and genes: dense weights, one precision, as many steps as `cost` allows."""
-        choices = itertools.product(SPACINGS, space.solvers, self.seed_genes(space))
+        choices = itertools.product(self.spacings, space.solvers, self.seed_genes(space))
         found = {choice: self.widest(space, *choice, TEACHER, cost) for choice in choices}
         return {choice: candidate for choice, candidate in found.items() if candidate is not None}
 

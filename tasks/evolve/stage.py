@@ -182,7 +182,7 @@ class Searches:
 
     def challenged(self, space: Space, told: list[Evaluation]) -> list[Evaluation]:
         """With what might be chosen in place of what would be: the same at one precision, that with as many steps as the bound
-        allows, and what anyone would try at no more cost; until nothing is new."""
+        allows, and the nearest that anyone would try, at the bound and at no more cost; until nothing is new."""
         keys = {space.key(e.candidate) for e in told}
         for _ in range(ROUNDS):
             found = {space.key(c): c for c in self.challengers(space, told, self.choice(space, told).best)}
@@ -198,8 +198,9 @@ class Searches:
     def challengers(self, space: Space, told: Sequence[Evaluation], best: Evaluation) -> list[Candidate]:
         siblings = [c for c in self.problem.siblings(space, best.candidate) if space.cost(c) <= best.cost]
         wider = filter(None, (self.problem.wider(space, c) for c in siblings))
-        families = nearest_families(self.problem.dull(space, space.bound), told)
-        dull = [c for family, c in self.problem.dull(space, best.cost).items() if family[:2] in families]
+        at_bound, at_cost = (self.problem.dull(space, cost) for cost in (space.bound, best.cost))
+        families = nearest_families(at_bound, told)
+        dull = [c for family, c in (*at_bound.items(), *at_cost.items()) if family[:2] in families]
         return [*siblings, *wider, *dull]
 
     def choice(self, space: Space, told: Sequence[Evaluation]) -> Choice:
