@@ -309,13 +309,15 @@ def test_every_strategy_stays_within_the_bound(first, folders, tmp_path, monkeyp
 
 
 def test_the_finalist_learns_weights_for_its_list(folders, tmp_path, monkeypatch):
-    """Where every candidate caches: what ships has the weights, what was searched has not."""
+    """Where every candidate caches, and few steps leave errors to make up for: what ships has the weights, what was searched
+    has not."""
     copy = tmp_path / "cache_learn"
     shutil.copytree(folders["cache_learn"], copy)
     grid = read_json(copy / "grid.json")
     write_json(copy / "grid.json", grid | {"learn": {"images": 4, "steps": 3, "batch": 2, "lr": 0.01, "window": 20}})
     monkeypatch.chdir(tmp_path)
-    found = run(replace(PARAMS, cache_budgets=(0.3,)), folders | {"cache_learn": copy}, tmp_path / "out").numbers
+    few = replace(PARAMS, cache_budgets=(0.3,), steps=(2, 6), evaluations=4, single_evaluations=1, distance_per_loss=0.1)
+    found = run(few, folders | {"cache_learn": copy}, tmp_path / "out").numbers
     shipped = Recipe.from_json(read_json(tmp_path / "out" / "recipe.json"))
     nearer = found["distance_with_learned_weights"] < found["best"]["distance"]
     assert nearer and shipped.cache.forecast == "learned", "plain reuse is far from the best weights"
