@@ -17,6 +17,7 @@ from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.quality import EQUAL, Difference, Gaussian, fid, fid_name, kid_difference, paired_distance
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import spaced_timesteps
+from tasks.fid.extrapolate import EXTRAPOLATED, extrapolated_sampling
 from tasks.fid.sampling import Job
 from tasks.fid.variants import read_files
 from tasks.runtime.packed import WEIGHTS
@@ -44,6 +45,8 @@ class Point:
 
     def recipe(self, packages: Mapping[str, Recipe], schedule: Schedule) -> Recipe:
         """The package's own but for solver and timesteps."""
+        if self.solver == EXTRAPOLATED:
+            return replace(packages[self.package], **extrapolated_sampling(schedule, self.steps, self.spacing))
         timesteps = spaced_timesteps(schedule, self.steps, self.spacing)
         return replace(packages[self.package], solver=self.solver, rows=None, timesteps=timesteps)
 

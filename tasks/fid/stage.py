@@ -25,12 +25,14 @@ from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, labels_for
 from tasks.data.features import load_feature_net, load_inception, load_labels, load_reference
 from tasks.fid import dull, measure
+from tasks.fid.extrapolate import EXTRAPOLATED
 from tasks.fid.measure import Judge, Seen
 from tasks.fid.sampling import Job, Sampler, sample_jobs
 from tasks.fid.variants import read_networks, read_recipes, same_samples, twice_the_steps, twin_jobs, variant_jobs
 from tasks.runtime.solver import SOLVERS
 
 INPUTS = ("data", "pretrain_load", "profile", "package")
+DULL_SOLVERS = (*SOLVERS, EXTRAPOLATED)
 SHOWN = 40  # images of every variant that are kept
 
 Draw = Callable[[list[Job], str], dict[str, np.ndarray]]
@@ -41,7 +43,7 @@ class DullParams:
     """The grid of the dull front, and the set of samples on which its best point is selected."""
 
     precisions: tuple[str, ...]   # fp32 | bf16 | int8
-    solvers: tuple[str, ...]      # see runtime/solver.py
+    solvers: tuple[str, ...]      # see runtime/solver.py, or extrapolated
     spacings: tuple[str, ...]     # uniform | logsnr | quadratic | karras
     steps: tuple[int, ...]
     heat: int                     # images on which all solvers and spacings of one number of steps are compared first
@@ -51,7 +53,7 @@ class DullParams:
     batch: int                    # of the profile's times that say how fast a point is
 
     def __post_init__(self):
-        for name, choices in (("precisions", ("fp32", "bf16", "int8")), ("solvers", SOLVERS), ("spacings", SPACINGS)):
+        for name, choices in (("precisions", ("fp32", "bf16", "int8")), ("solvers", DULL_SOLVERS), ("spacings", SPACINGS)):
             if not getattr(self, name):
                 raise ValueError(f"fid.dull.{name}: [] is empty; the front needs at least one")
             for value in getattr(self, name):
