@@ -56,8 +56,9 @@ def check_batches(params: dict) -> None:
 
 def check_noise(params: dict) -> None:
     """Nothing is judged on noise that another stage chose with; fid itself knows of its dull front's."""
-    choosers = {f"{stage}.seed": params[stage]["seed"] for stage in ("pretrain_load", "mask_search", "cache_learn", "package")}
-    choosers["evolve.protocol.seed"] = params["evolve"]["protocol"]["seed"]
+    stages = ("pretrain_load", "mask_search", "solver_learn", "cache_learn", "finish", "package")
+    choosers = {f"{stage}.seed": params[stage]["seed"] for stage in stages}
+    choosers |= {f"evolve.{block}.seed": params["evolve"][block]["seed"] for block in ("protocol", "finals")}
     for key, seed in choosers.items():
         if seed == params["fid"]["seed"]:
             raise ValueError(f"fid.seed: {seed} is {key}, too: samples would be judged on noise that something was chosen with")
@@ -66,8 +67,10 @@ def check_noise(params: dict) -> None:
 def check_goal(goal: dict, params: dict) -> None:
     """Bounds that are generous on purpose: what passes may still not be reached, what does not never is."""
     evolve, kept = params["evolve"], least_kept(params)
-    share = evolve["steps"][0] / evolve["dense_steps"] * (1 - max(evolve["cache_budgets"])) * kept
-    by = f"nothing reaches with evolve.steps from {evolve['steps'][0]} and cache_budgets up to {max(evolve['cache_budgets'])}"
+    steps = min(evolve["steps"][0], *params["solver_learn"]["evaluations"], *params["distill"]["few_steps"]["evaluations"])
+    budget = max(evolve["cache_budgets"])
+    share = steps / evolve["dense_steps"] * (1 - budget) * kept
+    by = f"nothing reaches with {steps} steps (evolve, solver_learn, distill.few_steps) and cache_budgets up to {budget}"
     if goal["target"] == "latency" and goal["min_speedup"] > (most := MOST_SPEEDUP / share):
         raise ValueError(f"goal.min_speedup: {goal['min_speedup']} is above {most:.0f}, which {by}")
     if goal["target"] == "bitops" and goal["max_bitops"] < (least := share * LEAST_BITOPS):
@@ -125,8 +128,10 @@ def asked_steps(params: dict) -> dict[str, int]:
     """Every number of timesteps that a list is made of, by its key."""
     evolve = params["evolve"]
     return {**{f"{stage}.{key}": params[stage][key] for stage, key in (
-        ("pretrain_load", "bank_steps"), ("mask_search", "steps"), ("cache_learn", "base_steps"), ("cache_learn", "grid"),
+        ("pretrain_load", "bank_steps"), ("mask_search", "steps"),
+        ("cache_learn", "base_steps"), ("cache_learn", "grid"),
         ("evolve", "dense_steps"), ("package", "dense_steps"))},
+        "solver_learn.teacher.steps": params["solver_learn"]["teacher"]["steps"],
         "evolve.steps": evolve["steps"][-1], "evolve.protocol.calibration_steps": evolve["protocol"]["calibration_steps"],
         "fid.dull.steps": max(params["fid"]["dull"]["steps"])}
 

@@ -1,4 +1,4 @@
-"""Noised images on which the predictions of two networks are compared, one evaluation each."""
+"""What networks are tried on: noised images, one evaluation each, and the states of a recipe's own trajectories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from tasks.core.denoiser import Denoiser, Schedule
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import cached_network, initial_noise, labels_for, trajectory
 from tasks.core.training import stratified_timesteps
+from tasks.runtime.cache import remove_cache
+from tasks.runtime.precision import Ranges, calibrate_ranges, widths
+from tasks.runtime.solver import recipe_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +55,21 @@ def predictions(denoiser: Denoiser, calibration: Calibration) -> Tensor:
 def relative_error(predicted: Tensor, reference: Tensor) -> float:
     """Mean squared difference over the mean square of the reference: 0 is equal, 1 is as good as predicting nothing."""
     return ((predicted - reference).square().mean() / reference.square().mean()).item()
+
+
+def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: int) -> Ranges:
+    """Activation ranges from at least `states` states on the recipe's own trajectories, its cache live.
+
+    Empty if no layer rounds its inputs.
+    """
+    if all(widths(token) is None for token in recipe.precision.values()):
+        return {}
+    images = range(-(-states // recipe.nfe))
+    noise, labels = initial_noise(denoiser.sample_shape, images, seed), labels_for(images, denoiser.num_classes)
+    try:
+        visited = list(trajectory(cached_network(denoiser, recipe), denoiser.schedule, recipe, noise, labels))
+    finally:
+        remove_cache(denoiser.model)
+    times = [row.t for row in recipe_steps(denoiser.schedule.config, recipe)]
+    batches = ((x, torch.full((len(x),), times[step]), labels) for step, x, _ in visited)
+    return calibrate_ranges(denoiser.model, batches, denoiser.joins())

@@ -13,8 +13,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-STAGES = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve", "package", "fid", "benchmark",
-          "report")
+STAGES = ("data", "pretrain_load", "profile", "mask_search", "solver_learn", "distill", "cache_learn", "evolve", "finish",
+          "package", "fid", "benchmark", "report")
 SHARED = ("goal", "scale", "cluster", "resources", "threads")  # blocks that belong to no stage
 SCALES = ("quick", "full")
 PARAMS_FILE = Path("params.yaml")

@@ -1,10 +1,13 @@
 """Train the masked students from the dense teacher, one per grain, with one loop; on a GPU where torch sees one.
 
 Reads: data (train.npy, train_labels.npy unless bank_share is 1; holdout.npy, holdout_labels.npy), pretrain_load (teacher/,
-bank.npy, bank_labels.npy), mask_search (masks.safetensors, weights.safetensors).
+bank.npy, bank_labels.npy; few_steps/, students to start from), mask_search (masks.safetensors, weights.safetensors),
+solver_learn (pairs, solvers to start from).
 Writes: student_<grain>.safetensors (EMA weights in dense shape, masks applied), masks_<grain>.safetensors (uint8, frozen),
-curve.csv (grain, step, loss, flip_rate); <grain> is 2_4 or unit. Report, per grain: error to the teacher's predictions on the
-holdout, one-shot and trained, kept share of the masked weights, MACs against dense, last flip rate and that of the freeze.
+curve.csv (grain, step, loss, flip_rate); <grain> is 2_4 or unit. Of few-step students (few_steps.py), students.json with the
+rows of each, student_<name>.safetensors, few_curve.csv and few_held.csv. Report, per
+grain: error to the teacher's predictions on the holdout, one-shot and trained, kept share of the masked weights, MACs against
+dense, last flip rate and that of the freeze; per few-step student its loss on held noises, at the start and trained.
 Left out: quality of samples (fid judges the package); the dense model trained as long (the sparsity study has it); attention
 maps of the teacher as targets.
 """
@@ -12,6 +15,7 @@ maps of the teacher as targets.
 import copy
 import csv
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +26,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tasks.core import denoiser as denoisers
-from tasks.core.artifacts import Inputs, Report
+from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.calibration import Calibration, noised, predictions, relative_error
 from tasks.core.cost import kept_share, layer_costs
 from tasks.core.denoiser import Denoiser
+from tasks.core.pairs import Pairs
 from tasks.core.params import check_choice, check_range
 from tasks.core.sparsity import kept_shares, mask_density
+from tasks.data.features import load_feature_net
+from tasks.distill.few_steps import FewSteps, beginning_of, entry, grain_name, name_of, train_student
 from tasks.distill.images import Images
 from tasks.distill.settings import METHODS, Settings, check_method
 from tasks.distill.train import Student, train, with_model
 from tasks.runtime.masks import apply_masks, remove_masks
 
-INPUTS = ("data", "pretrain_load", "mask_search")
+INPUTS = ("data", "pretrain_load", "mask_search", "solver_learn")
 GRAINS = ("2:4", "unit")
 STARTS = ("made_up", "teacher")
 
@@ -43,6 +50,7 @@ class Params(Settings):
     start: str    # made_up | teacher: the weights that training starts from
     method: str   # of tasks/distill/masking.py; students ship masks, so not `dense`
     holdout: int  # images on which predictions are compared with the teacher's
+    few_steps: FewSteps
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +67,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     images = pool(teacher, inputs, params.bank_share)
     held = calibration(teacher, inputs["data"], params).to(device)
     settings = training_settings(params, teacher)
-    rows, numbers = [], {}
+    rows, numbers, starts = [], {}, {}
     for grain in grains_of(inputs["mask_search"] / "masks.safetensors"):
         masks, name = read_tensors(inputs["mask_search"] / "masks.safetensors", grain), grain.replace(":", "_")
         masks = {parameter: mask.bool() for parameter, mask in masks.items()}
@@ -68,11 +76,39 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
                         f"distill {grain}", start)
         save_file(student.weights, out / f"student_{name}.safetensors")
         save_file({key: mask.to(torch.uint8) for key, mask in student.masks.items()}, out / f"masks_{name}.safetensors")
+        starts[grain] = student
         rows += [(grain, *row) for row in student.curve]
         numbers[grain] = judge(teacher, grain, masks, student, held)
     with open(out / "curve.csv", "w", newline="") as file:
         csv.writer(file).writerows([("grain", "step", "loss", "flip_rate"), *rows])
-    return Report(numbers)
+    return Report(numbers | {"few_steps": few_step_students(params, teacher, starts, inputs, out)})
+
+
+def few_step_students(params: Params, teacher: Denoiser, starts: Mapping[str, Student], inputs: Inputs, out: Path) -> dict:
+    """Train and write them. starts: grain -> the student for any list whose weights and masks a few-step student starts from.
+    -> what the report says of each, by name."""
+    few, net = params.few_steps, load_feature_net(inputs["data"], "search").to(next(teacher.model.parameters()).device)
+    pairs, entries, numbers, rows = Pairs.read(inputs["solver_learn"]), [], {}, {"curve": [], "held": []}
+    for nfe in few.evaluations:
+        for grain in map(grain_name, few.grains):
+            if grain != "dense" and grain not in starts:
+                continue  # mask_search said that this network has none
+            name, masks = name_of(nfe, grain), starts[grain].masks if grain != "dense" else {}
+            weights = starts[grain].weights if grain != "dense" else {}
+            beginning = beginning_of(teacher, nfe, grain, weights, inputs, few, params.seed)
+            learned = train_student(teacher, nfe, grain, beginning, masks, pairs, net, few, params.bf16, params.seed, inputs)
+            save_file(learned.weights, out / f"student_{name}.safetensors")
+            file = f"masks_{grain.replace(':', '_')}.safetensors" if masks else None
+            entries.append(entry(name, nfe, grain, file, learned.solver.rows()))
+            numbers[name] = {"start": beginning.origin, "start_loss": learned.start_loss, "loss": learned.loss,
+                             "at": learned.at}
+            for kind, found in rows.items():
+                found += [(name, *row) for row in getattr(learned, kind)]
+    write_json(out / "students.json", entries)
+    for kind, found in rows.items():
+        with open(out / f"few_{kind}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("student", "step", "loss"), *found])
+    return numbers
 
 
 def grains_of(path: Path) -> list[str]:

@@ -77,7 +77,7 @@ def shared(predict: Predict, store: Predictions, head: object, steps: Sequence[S
 
 def step_keys(head: object, steps: Sequence[SolverStep], plan: CachePlan | None) -> list[str]:
     """A key for each step: equal where all that the step's prediction depends on is equal."""
-    keys, past = [], digest(head)
+    keys, past = [], digest([head, steps[0].opening and astuple(steps[0].opening)])
     weights = plan.weights if plan and plan.weights else [()] * len(steps)
     for step, skips, learned in zip(steps, skipped(plan, len(steps)), weights, strict=True):
         keys.append(digest([past, step.t, skips, learned]))

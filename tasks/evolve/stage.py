@@ -16,7 +16,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,9 @@ from tasks.data.features import load_feature_net
 from tasks.evolve.choice import Choice, choose
 from tasks.evolve.costs import bound_of
 from tasks.evolve.finalist import with_learned_weights
-from tasks.evolve.fitness import Protocol, base_of, calibration_states, integers_file, open_weights
-from tasks.evolve.lab import Lab, key_of, open_lab
+from tasks.evolve.finals import Final, Finals, decide, finalists, judge_finals
+from tasks.evolve.fitness import Protocol, base_of, calibration_states, integers_file, open_weights, reference_items
+from tasks.evolve.lab import Lab, key_of, open_lab, succeeded
 from tasks.evolve.problem import Problem, read_problem
 from tasks.evolve.promote import Contest, Promotion
 from tasks.evolve.proxy import LEAST_IMAGES, PROXIES
@@ -42,8 +43,9 @@ from tasks.evolve.weights import Weights
 from tasks.runtime.rounding import Rounding
 from tasks.runtime.solver import SOLVERS
 
-INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn")
+INPUTS = ("data", "pretrain_load", "profile", "mask_search", "solver_learn", "distill", "cache_learn")
 CURVE = 10   # points of the hypervolume over evaluations
+FINAL_DIGITS = 4  # of features that a log keeps of finalists
 ROUNDS = 5   # of looking for something better than what would be chosen, at its own cost
 FAMILIES = 3 # of dull solvers and spacings, the nearest ones, that are tried at that cost
 PROBLEM = ("steps", "grouping", "solvers", "cache_budgets", "cache_masks", "dense_steps", "edge_bits",
@@ -68,6 +70,7 @@ class Params:
     backend: str                      # of the profile's times
     batch: int
     distance_per_loss: float          # distance that stands for a relative FID increase of 1
+    finals: Finals
     proxy: str                        # paired | frechet | sum
     seed: int
     protocol: Protocol
@@ -113,14 +116,18 @@ class Params:
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     problem = read_problem(inputs, params.goal, **{name: getattr(params, name) for name in PROBLEM})
     space = problem.space()
-    lab = open_lab(inputs, problem.weights, params.protocol, params.lookahead, params.timeout_s,
-                   learned_rounding(params, inputs, problem.weights, out), params.proxy,
-                   None if params.proxy == "paired" else read_bank(inputs))
-    searches = Searches(params, problem, lab, lab.references(problem.teacher.schedule), np.random.default_rng(params.seed))
+    rounding = learned_rounding(params, inputs, problem.weights, out)
+    bank = None if params.proxy == "paired" else read_gaussian(inputs["pretrain_load"] / "bank.npy", inputs)
+
+    def opened(protocol: Protocol, timeout_s: float) -> Lab:
+        return open_lab(inputs, problem.weights, protocol, params.lookahead, timeout_s, rounding, params.proxy, bank)
+
+    lab, rng = opened(params.protocol, params.timeout_s), np.random.default_rng(params.seed)
+    searches = Searches(params, problem, lab, lab.references(problem.teacher.schedule), rng, opened)
 
     told = searches.challenged(space, searches.of(space, params.evaluations, "evolve"))
     choice = searches.choice(space, told)
-    best = choice.best
+    rule, best, finals = searches.decided(space, told, choice, inputs)
     steps, bits = problem.space_of_timesteps(len(best.candidate.timesteps)), problem.space_of_precision()
     by_steps = searches.of(steps, params.single_evaluations, "evolve timesteps alone")
     by_bits = searches.of(bits, params.single_evaluations, "evolve precision alone")
@@ -136,17 +143,17 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     return Report({
         "evaluations": len(told), "failed": sum(e.loss is None for e in told), "weights": [*problem.weights],
         "unit": paired_distance(*searches.references), "best": searches.facts(space, best),
-        "choice": {"rule": choice.rule, "proxy": params.proxy, "nearest": searches.facts(space, choice.nearest),
+        "finals": finals,
+        "choice": {"rule": rule, "proxy": params.proxy, "nearest": searches.facts(space, choice.nearest),
                    "cheapest": choice.cheapest and searches.facts(space, choice.cheapest)},
         "dull": searches.against_dull(space, told, best),
         "distance_with_learned_weights": learned, "hypervolume": growth(told),
         "goal": goal_facts(params, choice), "single": {name: searches.facts(*found) for name, found in single.items()}})
 
 
-def read_bank(inputs: Inputs) -> Gaussian:
-    """Features of the teacher's bank by the net that guides the search."""
-    bank = np.load(inputs["pretrain_load"] / "bank.npy")
-    return Gaussian.of(features(load_feature_net(inputs["data"], "search"), bank))
+def read_gaussian(images: Path, inputs: Inputs) -> Gaussian:
+    """Of the images' features by the net that guides the search."""
+    return Gaussian.of(features(load_feature_net(inputs["data"], "search"), np.load(images)))
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,7 @@ class Searches:
     lab: Lab
     references: tuple[np.ndarray, np.ndarray]
     rng: np.random.Generator
+    open_lab: Callable[[Protocol, float], Lab]  # protocol, s after which an evaluation counts as hung
 
     def of(self, space: Space, evaluations: int, label: str) -> list[Evaluation]:
         """As `search` returns them, those that it starts from first; the log's lines show how they stand."""
@@ -179,6 +187,42 @@ class Searches:
         return self.lab.distances(self.references, items, total, label, note)
 
     # ---- what is chosen ----
+
+    def decided(self, space: Space, told: Sequence[Evaluation], choice: Choice,
+                inputs: Inputs) -> tuple[str, Evaluation, list[dict]]:
+        """-> the rule, what is handed over, and what is known of the finalists; without finals the proxy decides.
+
+        The chosen one at one precision throughout is a finalist, too, where that costs no more.
+        """
+        how, bound = self.params.finals, self.params.goal.max_quality_loss
+        if not how.images:
+            return choice.rule, choice.best, []
+        judge = self.final_judge(space, inputs)
+        found = judge(finalists(told, space.bound, how.finalists,
+                                lambda e: (e.candidate.weights, space.recipe(e.candidate).rows is None)))
+        if not found:
+            raise ValueError("evolve: all finalists failed; the lines above say why")
+        seen, (_, best) = {id(one.evaluation) for one in found}, decide(found, bound)
+        found += judge([e for e in self.siblings_of(space, told)(best.evaluation)
+                        if e.loss is not None and e.cost <= best.evaluation.cost and id(e) not in seen])
+        rule, best = decide(found, bound)
+        return rule, best.evaluation, [self.facts(space, one.evaluation) | one.facts for one in found]
+
+    def final_judge(self, space: Space, inputs: Inputs) -> Callable[[Sequence[Evaluation]], list[Final]]:
+        how, num_classes = self.params.finals, self.problem.teacher.num_classes
+        protocol = replace(self.params.protocol, images=how.images, seed=how.seed)
+        lab = self.open_lab(protocol, -(-how.images // self.params.protocol.images) * self.params.timeout_s)
+        dense, real = reference_items(self.problem.teacher.schedule)[0], read_gaussian(inputs["data"] / "train.npy", inputs)
+
+        def judge(found: Sequence[Evaluation]) -> list[Final]:
+            items = [dense, *(item_of(space, e) for e in found)]
+            seen = lab.results(items, "evolve finals", lambda x: x.round(FINAL_DIGITS).tolist(), len(items))
+            base, *others = (None if x is None else np.asarray(x) for x in succeeded(seen, "evolve finals"))
+            if base is None:
+                raise ValueError("evolve: the teacher cannot be sampled from: the line above says why")
+            return judge_finals(found, others, base, real, how, num_classes)
+
+        return judge
 
     def challenged(self, space: Space, told: list[Evaluation]) -> list[Evaluation]:
         """With what might be chosen in place of what would be: the same at one precision, that with as many steps as the bound
@@ -206,12 +250,12 @@ class Searches:
     def choice(self, space: Space, told: Sequence[Evaluation]) -> Choice:
         """Among those that were seen on all images: a promotion leaves those out that are behind."""
         whole = [e for e in told if e.loss is None or self.lab.is_whole(self.lab.log.known[key_of(*item_of(space, e))])]
-        by_key = {space.key(e.candidate): e for e in whole}
+        return choose(whole, space.bound, self.params.tolerated, self.above(space), self.siblings_of(space, whole))
 
-        def siblings(e: Evaluation) -> list[Evaluation]:
-            return [by_key[key] for key in map(space.key, self.problem.siblings(space, e.candidate)) if key in by_key]
-
-        return choose(whole, space.bound, self.params.tolerated, self.above(space), siblings)
+    def siblings_of(self, space: Space, told: Sequence[Evaluation]) -> Callable[[Evaluation], list[Evaluation]]:
+        """Of an evaluation, those of the same candidate at one precision throughout."""
+        by_key = {space.key(e.candidate): e for e in told}
+        return lambda e: [by_key[key] for key in map(space.key, self.problem.siblings(space, e.candidate)) if key in by_key]
 
     def above(self, space: Space) -> Callable[[Evaluation, Evaluation | None], Difference]:
         return lambda e, base: self.lab.judged(item_of(space, e), base and item_of(space, base))

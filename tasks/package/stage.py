@@ -1,7 +1,7 @@
 """Write one package folder per variant: what ships, and what quality and speed are measured on.
 
 Reads: data, pretrain_load (teacher), mask_search (2:4 masks), distill (student weights, unit masks), cache_learn (plan
-on the base list), evolve (best recipe, recipes of single ideas, integers whose rounding was learned).
+on the base list), evolve (recipes of single ideas, integers whose rounding was learned), finish (best recipe, its weights).
 Writes: <variant>/ for every variant: a package that plain diffusers opens, with its OpenVINO form in openvino/; dull_fp32,
 dull_bf16, dull_int8: dense weights at the precisions anyone can have, for the dull front. Report: bytes, NFE and densities.
 Left out: a latent model's VAE (its package returns latents); conversion to other runtimes than torch and OpenVINO.
@@ -12,28 +12,25 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.core.artifacts import Inputs, Report, digest, read_json
+from tasks.core.calibration import ranges_on_trajectory
 from tasks.core.denoiser import Denoiser, load
 from tasks.core.params import check_range
 from tasks.core.progress import track
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import cached_network, initial_noise, labels_for, trajectory
 from tasks.core.sparsity import kept_shares
-from tasks.package.variants import Variant, variants
+from tasks.package.variants import FINISHED, Variant, variants
 from tasks.package.write import seal, write_package
-from tasks.runtime.cache import remove_cache
 from tasks.runtime.graph import export
 from tasks.runtime.masks import apply_masks
 from tasks.runtime.packed import open_model
-from tasks.runtime.precision import Integers, calibrate_ranges, widths
+from tasks.runtime.precision import Integers
 from tasks.runtime.rounding import read_integers
-from tasks.runtime.solver import recipe_steps
 
-INPUTS = ("data", "pretrain_load", "mask_search", "distill", "cache_learn", "evolve")
+INPUTS = ("data", "pretrain_load", "mask_search", "distill", "cache_learn", "evolve", "finish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +60,9 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
 
 def read_variants(teacher: Denoiser, dense_steps: int, inputs: Inputs) -> dict[str, Variant]:
-    plan, best = read_json(inputs["cache_learn"] / "plan.json"), Recipe.from_json(read_json(inputs["evolve"] / "recipe.json"))
+    plan, best = read_json(inputs["cache_learn"] / "plan.json"), Recipe.from_json(read_json(inputs["finish"] / "recipe.json"))
     single = {name: Recipe.from_json(recipe) for name, recipe in read_json(inputs["evolve"] / "single.json").items()}
-    weights = read_json(inputs["evolve"] / "weights.json")
+    weights = read_json(inputs["finish"] / "weights.json")
     return variants(teacher.schedule, teacher.prunable_layers(), dense_steps, plan, best, single, weights)
 
 
@@ -73,7 +70,8 @@ def weights_of(variant: Variant, teacher: Denoiser, inputs: Inputs) -> tuple[Den
     """A copy of the teacher with the variant's weights, and its masks by parameter name."""
     model = copy.deepcopy(teacher.model)
     if variant.weights != "teacher":
-        model.load_state_dict(load_file(inputs["distill"] / f"{variant.weights}.safetensors"))
+        stage = "finish" if variant.weights == FINISHED else "distill"
+        model.load_state_dict(load_file(inputs[stage] / f"{variant.weights}.safetensors"))
     return Denoiser(model, teacher.schedule), read_masks(variant, inputs)
 
 
@@ -81,7 +79,7 @@ def read_masks(variant: Variant, inputs: Inputs) -> dict[str, Tensor]:
     """A student's are those that its training ended with; the teacher's come from the search."""
     if variant.grain is None:
         return {}
-    if variant.weights != "teacher":
+    if variant.masks is not None:
         masks = load_file(inputs["distill"] / variant.masks)
     else:
         found, prefix = load_file(inputs["mask_search"] / "masks.safetensors"), f"{variant.grain}/"
@@ -97,25 +95,9 @@ def with_sparsity(variant: Variant, denoiser: Denoiser, masks: dict[str, Tensor]
 
 def rounded(variant: Variant, masks: dict[str, Tensor], inputs: Inputs) -> Integers:
     """Integers that the search learned to round, if it did and for these weights."""
-    if variant.weights == "teacher" and masks:
+    if variant.weights == FINISHED or variant.weights == "teacher" and masks:
         return {}
     return read_integers(inputs["evolve"] / "rounding" / f"{variant.weights}.safetensors")
-
-
-def ranges_on_trajectory(denoiser: Denoiser, recipe: Recipe, states: int, seed: int) -> dict:
-    """Activation ranges from at least `states` states on the recipe's own trajectories, its cache live.
-
-    Empty if no layer rounds its inputs.
-    """
-    if all(widths(token) is None for token in recipe.precision.values()):
-        return {}
-    images = range(-(-states // recipe.nfe))
-    noise, labels = initial_noise(denoiser.sample_shape, images, seed), labels_for(images, denoiser.num_classes)
-    visited = list(trajectory(cached_network(denoiser, recipe), denoiser.schedule, recipe, noise, labels))
-    remove_cache(denoiser.model)
-    times = [row.t for row in recipe_steps(denoiser.schedule.config, recipe)]
-    batches = ((x, torch.full((len(x),), times[step]), labels) for step, x, _ in visited)
-    return calibrate_ranges(denoiser.model, batches, denoiser.joins())
 
 
 def add_graph(folder: Path, recipe: Recipe, graphs: dict[str, Path]) -> None:

@@ -1,14 +1,15 @@
 """The dense teacher: from a diffusers folder (the shipped ones are such), from the hub, or trained here from scratch.
 
 Reads: data (train split, report net, reference statistics).
-Writes: teacher/ (a diffusers folder, fp32), bank.npy and bank_labels.npy (its own samples, as its own DDIMPipeline makes them),
-curve.csv when it was trained; report: how it samples, class accuracy, FID, precision and recall of the bank and of as many real
-images, whether such a teacher is worth compressing, parameters.
+Writes: teacher/ (a diffusers folder, fp32), few_steps/ where students ship beside it, bank.npy and bank_labels.npy (its own
+samples, as its own DDIMPipeline makes them), curve.csv when it was trained; report: how it samples, class accuracy, FID,
+precision and recall of the bank and of as many real images, whether such a teacher is worth compressing, parameters.
 Left out: pipelines with a VAE or a text encoder, which are refused; weights that are not safetensors.
 """
 
 import csv
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from tasks.core.agreement import Data
 from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.denoiser import Denoiser
 from tasks.core.model_folder import CONFIG, INDEX, NotFound, read_folder
+from tasks.core.pairs import sample_kept
 from tasks.core.params import check_choice, check_range
-from tasks.core.progress import track
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name, precision_recall
-from tasks.core.sampler import dense_recipe, labels_for, sample_in_chunks
+from tasks.core.sampler import dense_recipe, labels_for
 from tasks.core.teacher import doubt
 from tasks.data.features import load_feature_net, load_labels
 from tasks.pretrain_load import architectures
@@ -33,6 +34,7 @@ from tasks.pretrain_load.train import train, zero_init
 INPUTS = ("data",)
 NEIGHBOURS = 3  # of improved precision and recall
 TEACHERS = Path("tasks/pretrain_load/teachers")
+FEW_STEPS = "few_steps"  # folder beside a teacher: students that distill may start from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +110,13 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher, curve = obtain(params, inputs)
     print(f"pretrain_load: dense samples by {teacher.schedule.dense_sampling}", flush=True)
     denoisers.save(teacher, out / "teacher")
+    if params.source == "folder" and Path(params.path, FEW_STEPS).is_dir():
+        shutil.copytree(Path(params.path, FEW_STEPS), out / FEW_STEPS)
     if curve:
         with open(out / "curve.csv", "w", newline="") as file:
             csv.writer(file).writerows([("step", "loss"), *curve])
-    bank = sample_bank(teacher, params, inputs)
+    recipe = dense_recipe(teacher.schedule, params.bank_steps)
+    bank = sample_kept(teacher, recipe, params.bank, params.seed, inputs.checkpoint("bank", every_s=10), "bank")
     np.save(out / "bank.npy", bank)
     labels = labels_for(range(len(bank)), teacher.num_classes)
     if labels is not None:
@@ -173,22 +178,6 @@ def build(shape: dict, size: int, channels: int, num_classes: int) -> Denoiser:
     if denoiser.architecture == "dit":
         zero_init(denoiser.model)
     return denoiser
-
-
-def sample_bank(teacher: Denoiser, params: Params, inputs: Inputs) -> np.ndarray:
-    """uint8 (bank, C, H, W), in order; chunks that an interrupted run finished are not sampled again."""
-    from tasks.runtime.graph import live_graph
-    checkpoint, chunk = inputs.checkpoint("bank", every_s=10), min(50, params.bank)
-    recipe = dense_recipe(teacher.schedule, params.bank_steps)
-    done = [c.numpy() for c in (checkpoint.load() or {"chunks": []})["chunks"]]
-    first = sum(len(c) for c in done)
-    if first < params.bank:
-        chunks = sample_in_chunks(live_graph(teacher, recipe, chunk), teacher.schedule, recipe, teacher.sample_shape,
-                                  params.bank - first, params.seed, teacher.num_classes, chunk, first)
-        for images in track(chunks, -(-params.bank // chunk), "bank", done=len(done)):
-            done.append(images)
-            checkpoint.save_if_due(lambda: {"chunks": [torch.from_numpy(c) for c in done]})
-    return np.concatenate(done)
 
 
 def judge(bank: np.ndarray, labels: torch.Tensor | None, data: Path) -> dict:

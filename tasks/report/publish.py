@@ -1,17 +1,20 @@
 """`python -m tasks.report.publish`: the last run's reports become the committed ones, and the README's tables follow.
 
-A run writes reports/*.json, which git ignores. They are copied to reports/<scale>/, which git tracks, if dvc.lock says that all
-of them are what the stages wrote, at one scale: a report that was edited, or is of another run, is refused.
+A run writes reports/*.json, which git ignores. They, and the picture of the report, are copied to reports/<scale>/, which git
+tracks, if dvc.lock says that all of them are what the stages wrote, at one scale: a report that was edited, or is of another
+run, is refused.
 """
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
 from tasks.core import disk
-from tasks.core.artifacts import REPORTS
+from tasks.core.artifacts import ARTIFACTS, REPORTS, validate
 from tasks.core.params import PARAMS_FILE, SCALES, STAGES, read_yaml
 from tasks.report import table
+from tasks.report.picture import PICTURE
 
 LOCK = Path("dvc.lock")
 
@@ -28,6 +31,7 @@ def publish(root: Path = Path()) -> Path:
             left.unlink()
     for name, text in found.items():
         disk.write_whole(target / name, text)
+    shutil.copyfile(validate(root / ARTIFACTS / "report") / PICTURE, target / PICTURE)
     return target
 
 

@@ -157,7 +157,7 @@ def layers(inputs: Inputs) -> Plot:
     tokens = [recipe.precision.get(name, "fp32") for name in names]
     drawing = plots.layers([short(name) for name in names], [density.get(name, 1.0) for name in names],
                            [bits(token) for token in tokens])
-    weights = read_json(inputs["evolve"] / "weights.json")["name"]
+    weights = read_json(inputs["finish"] / "weights.json")["name"]
     if weights != "teacher":
         kept = f"Its weights are those of {weights}{', grain ' + recipe.sparsity['grain'] if recipe.sparsity else ''}."
     elif choice["chosen"] == "none":

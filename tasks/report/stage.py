@@ -15,12 +15,14 @@ from tasks.core.artifacts import ARTIFACTS, REPORTS, RUNS, Inputs, Report, read_
 from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.teacher import doubt
 from tasks.report.page import Page, facts, render
+from tasks.report.picture import PICTURE, picture, read_samples
 from tasks.report.results import Row, read_rows, settings
 from tasks.report.sections import all_plots, sheets
 from tasks.report.table import Column, all_columns, caption, compact_columns, long_form, terminal
 from tasks.report.verdict import Verdict, judge
 
-INPUTS = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve", "package", "fid", "benchmark")
+INPUTS = ("data", "pretrain_load", "profile", "mask_search", "solver_learn", "distill", "cache_learn", "evolve", "finish",
+          "package", "fid", "benchmark")
 WIDTH = 100  # characters of summary.txt
 
 
@@ -53,6 +55,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
                 walls={stage: record["wall_s"] for stage, record in runs.items()},
                 protocol=protocol(fid, timings, runs), commit=newest_commit(runs))
     (out / "report.html").write_text(render(page))
+    picture(read_samples(inputs["fid"]), rows, setting, params.columns).save(out / PICTURE, optimize=True)
     (out / "summary.txt").write_text(summary(rows, setting, verdict))
     write_results(out / "results.csv", rows, columns, fid, timings)
     return Report(numbers(verdict, setting))

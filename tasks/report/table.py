@@ -14,11 +14,14 @@ from pathlib import Path
 
 from tasks.core.artifacts import REPORTS, read_json
 from tasks.core.load import Foreign
+from tasks.report.picture import PICTURE, sentence
 from tasks.report.results import Row, fid_key, read_rows, settings, speedup
 
 README = Path("README.md")
 BEGIN, END = "<!-- result table of {}: python -m tasks.report.table -->", "<!-- end of result table -->"
 BLOCK = re.compile(f"({BEGIN.format('(?P<reports>[^ ]+)')}\n)(?:.*?)({END})", re.DOTALL)
+FIRST, LAST = "<!-- picture of {}: python -m tasks.report.table -->", "<!-- end of picture -->"
+FIRST_BLOCK = re.compile(f"({FIRST.format('(?P<reports>[^ ]+)')}\n)(?:.*?)({LAST})", re.DOTALL)
 MOST_DECIMALS = 30  # more than tell apart any two measured numbers
 DASH = "–"  # what was not measured
 
@@ -210,17 +213,31 @@ def rounds(rows: dict[str, Row], setting: tuple[str, int]) -> str:
 
 def readme_block(reports: Path) -> str:
     """The table and its caption, from committed reports alone."""
-    timings, verdict = read_json(reports / "benchmark.timings.json"), read_json(reports / "report.json")
-    rows = read_rows(read_json(reports / "fid.json"), read_json(reports / "benchmark.json"), timings)
-    setting = (verdict["backend"], verdict["batch"])
+    rows, setting, timings, _ = published(reports)
     columns = compact_columns(rows, setting, more=["loss_above_real"])
     return f"{markdown(rows, columns)}\n{caption(rows, setting, timings, read_json(reports / 'pretrain_load.json'))}\n"
+
+
+def picture_block(reports: str, root: Path) -> str:
+    """The picture, where one was published, and what its numbers come to."""
+    if not (root / reports / PICTURE).exists():
+        return ""
+    rows, setting, _, met = published(root / reports)
+    return f"![dense, dull_best and compressed from the same noises]({reports}/{PICTURE})\n\n{sentence(rows, setting, met)}\n"
+
+
+def published(reports: Path) -> tuple[dict[str, Row], tuple[str, int], dict, bool]:
+    """Rows, what they are judged at, the timings, whether the goal was met."""
+    timings, verdict = read_json(reports / "benchmark.timings.json"), read_json(reports / "report.json")
+    rows = read_rows(read_json(reports / "fid.json"), read_json(reports / "benchmark.json"), timings)
+    return rows, (verdict["backend"], verdict["batch"]), timings, verdict["met"]
 
 
 def with_tables(readme: str, root: Path = Path()) -> str:
     """The text with each table made anew from the reports, below `root`, that its marker names. ValueError: it has none."""
     if not BLOCK.search(readme):
         raise ValueError(f"{README}: no line {BEGIN.format(REPORTS / 'quick')!r} with a line {END!r} after it")
+    readme = FIRST_BLOCK.sub(lambda found: f"{found[1]}{picture_block(found['reports'], root)}{found[3]}", readme)
     return BLOCK.sub(lambda found: f"{found[1]}{readme_block(root / found['reports'])}{found[3]}", readme)
 
 

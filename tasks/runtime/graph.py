@@ -5,6 +5,7 @@ int8 -> Convert -> Multiply on its weights into one u8 x i8 kernel. bf16 layers 
 sums) runs in fp32, or in bf16 too if no layer is left in fp32.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -13,11 +14,12 @@ import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
 from tasks.core import disk
@@ -28,23 +30,63 @@ from tasks.runtime.cache import ATTRIBUTE as LIVE_CACHE
 from tasks.runtime.cache import TRUNK
 from tasks.runtime.checks import file_facts
 from tasks.runtime.compiling import WEIGHTS, compile_graphs
-from tasks.runtime.graph_index import INDEX, Form, lowered, read_index, step_forms, sums, weight_bits
+from tasks.runtime.graph_index import INDEX, SINUSOIDS, Form, lowered, read_index, step_forms, sums, weight_bits
 from tasks.runtime.precision import Bf16Layer, live_precision
 
 ALIGNMENT = 64  # bytes, of a constant in the weights file, as OpenVINO's own serialiser keeps it
 
 
+class _Given(nn.Module):
+    """Stands in for the sinusoids of a time (diffusers' Timesteps): they are computed outside of the graph, in fp32."""
+
+    def forward(self, _t: Tensor) -> Tensor:
+        return self.value
+
+
 class _Step(nn.Module):
-    """One evaluation as a function of tensors: x, t and labels if there are any -> prediction, outputs of `sublayers`."""
+    """One evaluation as a function of tensors: x, time, labels if there are any -> prediction, outputs of `sublayers`.
+
+    The time is its sinusoids (N, channels), where the model has such (`sinusoids`), else t itself: a graph whose own numbers
+    are bf16 would round t, so that 992 to 995 were one timestep.
+    """
 
     def __init__(self, model: nn.Module, sublayers: Sequence[str]):
         super().__init__()
         self.model, self.sublayers = model, sublayers
 
-    def forward(self, x: Tensor, t: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        with record(self.model, self.sublayers) as outputs:
+    def forward(self, x: Tensor, time: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
+        t = time if time.dim() < 2 else x.new_zeros(len(x))
+        with record(self.model, self.sublayers) as outputs, given_time(self.model, time):
             prediction = self.model(x, timestep=t, class_labels=labels[0] if labels else None, return_dict=False)[0]
         return (prediction[:, : x.shape[1]], *outputs)
+
+
+@contextlib.contextmanager
+def given_time(model: nn.Module, time: Tensor) -> Iterator[None]:
+    """While open, every Timesteps of the model puts `time` out, where that is sinusoids."""
+    places = [(parent, leaf, child) for parent in model.modules() for leaf, child in parent.named_children()
+              if isinstance(child, Timesteps)] if time.dim() == 2 else []
+    given = _Given()
+    given.value = time
+    try:
+        for parent, leaf, _ in places:
+            parent._modules[leaf] = given
+        yield
+    finally:
+        for parent, leaf, child in places:
+            parent._modules[leaf] = child
+
+
+def sinusoids(model: nn.Module) -> dict | None:
+    """Arguments of the model's sinusoids of the time, all of one kind; None where a learned table stands for them."""
+    found = [{key: getattr(module, key) for key in SINUSOIDS} for module in model.modules() if isinstance(module, Timesteps)]
+    assert all(one == found[0] for one in found)
+    return found[0] if found else None
+
+
+def time_rows(t: Tensor, how: Mapping | None) -> Tensor:
+    """t (N,) or () -> what the graph takes, (N, channels) or (1, channels) fp32; t itself without sinusoids."""
+    return t if how is None else Timesteps(**how)(t.reshape(-1).float())
 
 
 def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
@@ -68,7 +110,8 @@ def export(model: nn.Module, recipe: Recipe, folder: str | Path) -> None:
             ov.save_model(cut(whole, list(terms), form), aside / f"{i}.xml", compress_to_fp16=False)
         pool_weights(aside, len(forms))
         index = {"forms": [{"skipped": form.skipped, "kept": form.kept, "summed": form.summed} for form in forms],
-                 "labelled": len(example) == 3, "steps": [forms.index(form) for form in steps] if plan else None, "sums": terms,
+                 "sinusoids": sinusoids(model), "labelled": len(example) == 3, "sums": terms,
+                 "steps": [forms.index(form) for form in steps] if plan else None,
                  "inference_precision": rest_precision(model), "precision": lowered(recipe.precision),
                  "files": {path.name: file_facts(path) for path in sorted(aside.iterdir())}}
         put_in_place(aside, folder, index)
@@ -146,10 +189,10 @@ def rest_precision(model: nn.Module) -> str:
 
 
 def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
-    """x, t and, for a conditional model, labels of two samples."""
+    """x, the time and, for a conditional model, labels of two samples."""
     denoiser = Denoiser(model, schedule=None)
     labels = (torch.tensor([0, 0]),) if denoiser.num_classes else ()
-    return torch.zeros(2, *denoiser.sample_shape), torch.tensor([1, 2]), *labels
+    return torch.zeros(2, *denoiser.sample_shape), time_rows(torch.tensor([1, 2]), sinusoids(model)), *labels
 
 
 def pool_weights(folder: Path, count: int) -> None:
@@ -179,7 +222,7 @@ def renumbered(xml: str) -> str:
 
 
 def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -> "GraphPredictor":
-    """-> predict(x (batch, C, H, W) fp32, t (batch,) or scalar int64, labels (batch,) int64 or None, step) -> (batch, C, H, W).
+    """-> predict(x (batch, C, H, W) fp32, t (batch,) or scalar, labels (batch,) int64 or None, step) -> (batch, C, H, W).
 
     Graphs are compiled for the CPU with static shapes. Steps are taken in order from 0; a tensor kept between steps is the
     output of the graph that writes it and the input of those that read it, never copied. config: further OpenVINO properties.
@@ -205,6 +248,7 @@ class GraphPredictor:
         self.given = [Given(request, form, self.index["labelled"])
                       for request, form in zip(self.requests, self.index["forms"], strict=True)]
         self.kept = Kept(self.index["sums"])
+        self.times: dict[float, Tensor] = {}  # rows of times that a whole batch had
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, step: int) -> Tensor:
         if len(x) != self.batch:
@@ -217,12 +261,25 @@ class GraphPredictor:
         if step == 0:
             self.kept.reset()
         tensors, weights = self.kept.read(form["skipped"], step)
-        given.write(x.float(), t, labels, tensors, weights)
+        given.write(x.float(), self.time(t), labels, tensors, weights)
         for i, name in enumerate(form["kept"], start=1):
             request.set_output_tensor(i, self.kept.write(name, step, request.get_output_tensor(i)))
         request.infer()
         self.kept.release(step)
         return torch.from_numpy(given.prediction.copy())
+
+
+    def time(self, t: Tensor) -> Tensor:
+        """A learned table has a row for each whole timestep, of which the nearest is taken."""
+        how, values = self.index["sinusoids"], set(t.reshape(-1).tolist())
+        if how is None:
+            return t.float().round().long()
+        if len(values) > 1:
+            return time_rows(t, how)
+        (value,) = values
+        if value not in self.times:
+            self.times[value] = time_rows(torch.tensor([value]), how)
+        return self.times[value]
 
 
 class Given:

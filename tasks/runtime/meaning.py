@@ -4,6 +4,7 @@ Shipped inside packages. A recipe is checked as JSON gives it; what only a model
 told where the recipe is made live on it.
 """
 
+import base64
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +16,7 @@ from .precision import widths
 
 KEYS = ("timesteps", "solver", "cache", "precision", "sparsity", "rows")  # the last one came later: a recipe may leave it out
 ROW_KEYS = ("t", "p", "q", "a", "b")
+OPENING_KEYS = ("a", "b", "shape", "x0")
 LEARNED = "learned"  # the solver whose rows are in the recipe
 PLAN_KEYS = ("sublayers", "compute", "forecast", "weights")  # the last two came later: a plan may leave them out
 GRAINS = ("2:4", "unit")
@@ -72,24 +74,44 @@ def check_rows(rows: Any, solver: str, timesteps: Sequence[int], total: int | No
         return
     if not is_list(rows, dict) or len(rows) != len(timesteps):
         raise ValueError(f"recipe: rows {short(rows)} is not a list of one object for each of {len(timesteps)} timesteps")
+    opened = rows[0].get("opening") is not None
+    if opened:
+        check_opening(rows[0]["opening"])
     for step, row in enumerate(rows):
-        check_row(step, row)
+        check_row(step, row, step + 1 + opened)
     times, top = [row["t"] for row in rows], math.inf if total is None else total - 1
     if not top >= times[0] or times[-1] < 0 or any(after >= before for before, after in zip(times, times[1:], strict=False)):
         raise ValueError(f"recipe: rows: times {short(times)} do not fall strictly from "
                          f"{'T - 1' if total is None else top} to 0")
 
 
-def check_row(step: int, row: dict) -> None:
-    """Finite numbers; b weighs the x0 of this step and of as many before it as there are."""
-    check_keys(f"recipe: rows: step {step}", row, ROW_KEYS, ROW_KEYS)
+def check_opening(opening: Any) -> None:
+    """Two finite numbers, and an image for each label, as many bytes as its shape says."""
+    check_keys("recipe: rows: opening", opening, OPENING_KEYS, OPENING_KEYS)
+    for key in OPENING_KEYS[:2]:
+        if not is_number(opening[key]):
+            raise ValueError(f"recipe: rows: opening: {key} {short(opening[key])} is not a finite number")
+    shape = opening["shape"]
+    if not is_list(shape, int) or len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"recipe: rows: opening: shape {short(shape)} is not labels, channels, height and width")
+    try:
+        found = len(base64.b64decode(opening["x0"], validate=True))
+    except (TypeError, ValueError):
+        raise ValueError(f"recipe: rows: opening: x0 {short(opening['x0'])} is not base64") from None
+    if found != 2 * math.prod(shape):
+        raise ValueError(f"recipe: rows: opening: x0 has {found} bytes, not {2 * math.prod(shape)}, two a value of its shape")
+
+
+def check_row(step: int, row: dict, known: int) -> None:
+    """Finite numbers; b weighs the x0 of this step and of those before it, at most as many as are known."""
+    check_keys(f"recipe: rows: step {step}", row, ROW_KEYS if step else (*ROW_KEYS, "opening"), ROW_KEYS)
     for key in ROW_KEYS[:4]:
         if not is_number(row[key]):
             raise ValueError(f"recipe: rows: step {step}: {key} {short(row[key])} is not a finite number")
     if not isinstance(row["b"], (list, tuple)) or not all(map(is_number, row["b"])):
         raise ValueError(f"recipe: rows: step {step}: b {short(row['b'])} is not a list of finite numbers")
-    if not 1 <= len(row["b"]) <= step + 1:
-        raise ValueError(f"recipe: rows: step {step}: b has {len(row['b'])} numbers, not 1 to {step + 1}: one an x0 so far")
+    if not 1 <= len(row["b"]) <= known:
+        raise ValueError(f"recipe: rows: step {step}: b has {len(row['b'])} numbers, not 1 to {known}: one an x0 so far")
 
 
 def check_precision(precision: Any) -> None:

@@ -12,13 +12,14 @@ and of those before it, one of them on the prediction, too:
 All of these end at x0 but DEIS, which ends at timestep 0, as diffusers' does.
 `ddim_diffusers`: DDIM with eta 0 as diffusers' DDIMPipeline has it: the noise is what the network predicted, whether x0 was
 clipped or not, and it ends where the scheduler's config says, `set_alpha_to_one` and spacing "leading" included.
-`learned`: no formula; a recipe carries its rows, whose times may lie between timesteps.
+`learned`: no formula; a recipe carries its rows, whose times may lie between timesteps. Its first row may have an opening.
 
 They equal diffusers' `DDIMScheduler` with `use_clipped_model_output`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`,
 `DEISMultistepScheduler`, `IPNDMScheduler` on our noise levels, and `DDIMScheduler` as it is, on lists where that one goes to
 the next timestep of its list; a test holds that (tests/unit/core/test_schedule_matrix.py).
 """
 
+import base64
 import functools
 import itertools
 import json
@@ -40,6 +41,45 @@ Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The analytic first step: x = a noise + b x0, where x0 is known without an evaluation of the network.
+
+    At the noisiest timestep the network's x0 is the mean image of the label, whatever the noise (AMED-Solver, arXiv 2312.00094,
+    section 3.3, takes it for 0). The rows count this x0 among those before their own.
+    """
+
+    a: float
+    b: float
+    shape: tuple[int, int, int, int]  # labels (1 without), C, H, W
+    x0: str                           # base64 of little-endian fp16
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """fp32 (labels, C, H, W)."""
+        halves = np.frombuffer(base64.b64decode(self.x0), "<f2")
+        return torch.from_numpy(halves.astype(np.float32)).view(self.shape)
+
+    def __call__(self, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> x at the first row's time, x0."""
+        images = self.images.to(noise.device)
+        x0 = images[labels] if labels is not None and len(images) > 1 else images[:1].expand_as(noise)
+        return (self.a * noise).add_(x0, alpha=self.b), x0
+
+    @classmethod
+    def of(cls, a: float, b: float, images: Tensor) -> "Opening":
+        """images: (labels, C, H, W), kept in fp16."""
+        halves = images.detach().cpu().numpy().astype("<f2")
+        return cls(a, b, tuple(images.shape), base64.b64encode(halves.tobytes()).decode())
+
+    @classmethod
+    def from_json(cls, data: Mapping) -> "Opening":
+        return cls(data["a"], data["b"], tuple(data["shape"]), data["x0"])
+
+    def to_json(self) -> dict:
+        return {"a": self.a, "b": self.b, "shape": self.shape, "x0": self.x0}
+
+
+@dataclass(frozen=True)
 class SolverStep:
     t: float              # that the network is told; whole for a solver with a formula
     p: float              # x0 = p x + q prediction
@@ -47,6 +87,7 @@ class SolverStep:
     a: float              # x_next = a x + b[0] x0 + b[1] x0_previous + ... + d prediction
     b: tuple[float, ...]  # of this step's x0 and as many before it as count
     d: float = 0.0        # of ddim_diffusers alone
+    opening: Opening | None = None  # of a learned solver's first row alone
 
     @property
     def gain(self) -> float:
@@ -55,10 +96,13 @@ class SolverStep:
 
     @classmethod
     def from_json(cls, row: Mapping) -> "SolverStep":
-        return cls(t=float(row["t"]), p=row["p"], q=row["q"], a=row["a"], b=tuple(row["b"]))
+        opening = row.get("opening")
+        return cls(t=float(row["t"]), p=row["p"], q=row["q"], a=row["a"], b=tuple(row["b"]),
+                   opening=opening and Opening.from_json(opening))
 
     def to_json(self) -> dict:
-        return {"t": self.t, "p": self.p, "q": self.q, "a": self.a, "b": self.b}
+        opening = {"opening": self.opening.to_json()} if self.opening else {}
+        return {"t": self.t, "p": self.p, "q": self.q, "a": self.a, "b": self.b, **opening}
 
 
 def recipe_steps(scheduler_config: dict, recipe: Any) -> list[SolverStep]:
@@ -338,10 +382,20 @@ def remembered(steps: Sequence[SolverStep]) -> deque:
     return deque(maxlen=max(len(step.b) for step in steps) - 1)
 
 
+def begun(steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None) -> tuple[Tensor, deque]:
+    """x at the first row's time, and the x0 known by then."""
+    earlier = remembered(steps)
+    if steps[0].opening is None:
+        return noise, earlier
+    x, x0 = steps[0].opening(noise, labels)
+    earlier.appendleft(x0)
+    return x, earlier
+
+
 def integrate(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None,
               clip: Clip) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (step, x before it, x0 predicted in it); with the last step, instead of x0, the sample: x after it."""
-    x, earlier = noise, remembered(steps)
+    x, earlier = begun(steps, noise, labels)
     times = torch.tensor([s.t for s in steps], dtype=torch.float32, device=x.device)[:, None].repeat(1, len(x))
     for i, (s, t) in enumerate(zip(steps, times, strict=True)):
         following, x0 = advance(s, x, predict(x, t, labels, i), earlier, clip)

@@ -12,6 +12,7 @@ import yaml
 from tasks.core.machine import TIMED
 from tasks.core.params import SCALES, SHARED, STAGES, validate_all
 from tasks.core.sampler import SPACINGS
+from tasks.report.picture import PICTURE
 from tests.contract.reading import ROOT, imports
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -104,8 +105,10 @@ def test_git_ignores_what_a_run_reports_and_tracks_what_was_published():
     published = [f"reports/{scale}/{Path(out).name}" for scale in SCALES for out in written]
     asked = subprocess.run(["git", "check-ignore", *written, *published], cwd=ROOT, capture_output=True, text=True, check=False)
     assert asked.stdout.splitlines() == written
-    listed = subprocess.check_output(["git", "ls-files", "reports"], cwd=ROOT, text=True)
-    assert sorted(listed.splitlines()) == sorted(published)
+    listed = set(subprocess.check_output(["git", "ls-files", "reports"], cwd=ROOT, text=True).splitlines())
+    pictures = {f"reports/{scale}/{PICTURE}" for scale in SCALES}
+    assert listed - pictures <= set(published), "a report of no stage"
+    assert {path for path in published if "/quick/" in path} <= listed  # the last full run may be of fewer stages
 
 
 def test_no_param_has_a_name_that_dvc_forgets():

@@ -1,6 +1,7 @@
 """The stage, from files to files: a labelled DiT, and a UNet without labels."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,22 @@ from safetensors.torch import load_file, save_file
 
 from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import Denoiser, build, load, save
+from tasks.core.learned import timesteps_of
+from tasks.core.pairs import Pairs
+from tasks.core.recipe import Recipe
+from tasks.core.unroll import Weights
+from tasks.data.features import FeatureNet
 from tasks.distill import stage
+from tasks.distill.few_steps import FewSteps
 from tasks.mask_search.masks import unit_masks
 from tasks.runtime.masks import hidden_units
+from tasks.runtime.solver import SolverStep, solver_steps
 from tests.unit.distill.toy import SETTINGS, two_four
 
-PARAMS = stage.Params(start="made_up", method="sr_ste", holdout=8,
+LOSS = Weights(maps=1.0, pixels=4.0, moments=1.0)
+FEW = FewSteps(evaluations=(2,), grains=("dense", "2of4"), start="shipped", steps=4, batch=4, lr=1e-3, solver_lr=0.01, warmup=1,
+               ema_decay=0.5, judge_every=2, held=4, loss=LOSS)
+PARAMS = stage.Params(start="made_up", method="sr_ste", holdout=8, few_steps=FEW,
                       **vars(SETTINGS) | {"steps": 4, "lr": 1e-3, "lam": 0.1, "bf16": True})
 
 
@@ -51,6 +62,11 @@ def artifacts(folder: Path, denoiser: Denoiser) -> Inputs:
     weights = {f"{grain}/{name}": 2 * denoiser.model.get_parameter(name).detach() * mask for grain, found in masks.items()
                for name, mask in found.items() if name.endswith("weight")}
     save_file(weights, folders["mask_search"] / "weights.safetensors")
+    net = {"trunk": "plain", "width": 4, "channels": 1, "classes": 3}
+    save_file(FeatureNet(**net).state_dict(), folders["data"] / "features_search.safetensors")
+    (folders["data"] / "data.json").write_text(json.dumps({"feature_nets": {"search": net}}))
+    Pairs(np.load(folders["pretrain_load"] / "bank.npy"), 7, denoiser.num_classes).write(folders["solver_learn"])
+    (folders["solver_learn"] / "solvers.json").write_text('{"dense": {}}')
     return Inputs(folders, key="k" * 16)
 
 
@@ -60,7 +76,7 @@ def test_run_writes_two_students_that_load(kind, tmp_path, monkeypatch):
     inputs = artifacts(tmp_path, tiny(kind))
     report = stage.run(PARAMS, inputs, tmp_path).numbers
     model = load(inputs["pretrain_load"] / "teacher").model
-    assert set(report) == {"2:4", "unit"}
+    assert set(report) == {"2:4", "unit", "few_steps"}
     for grain, name in (("2:4", "2_4"), ("unit", "unit")):
         student, masks = (load_file(tmp_path / f"{part}_{name}.safetensors") for part in ("student", "masks"))
         model.load_state_dict(student)
@@ -71,6 +87,51 @@ def test_run_writes_two_students_that_load(kind, tmp_path, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
     assert [(row["grain"], row["step"]) for row in rows] == [("2:4", "2"), ("2:4", "4"), ("unit", "2"), ("unit", "4")]
     assert {row["flip_rate"] for row in rows if row["grain"] == "unit"} == {"0.0"}
+
+
+def students(out: Path) -> dict[str, dict]:
+    return {entry["name"]: entry for entry in json.loads((out / "students.json").read_text())}
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_few_step_students_are_never_worse_than_their_start_and_keep_their_masks(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = stage.run(PARAMS, artifacts(tmp_path, tiny(kind)), tmp_path).numbers["few_steps"]
+    found = students(tmp_path)
+    assert list(found) == ["few_2", "few_2_2_4"] == list(report)
+    for name, entry in found.items():
+        assert report[name]["loss"] <= report[name]["start_loss"] and report[name]["start"] == "a classical solver"
+        weights = load_file(tmp_path / entry["file"])
+        masks = load_file(tmp_path / entry["masks"]) if entry["masks"] else {}
+        assert bool(masks) == (name == "few_2_2_4")
+        assert all((weights[layer][mask == 0] == 0).all() for layer, mask in masks.items())
+        Recipe(timesteps=tuple(entry["timesteps"]), solver="learned", rows=tuple(map(SolverStep.from_json, entry["rows"])))
+
+
+def test_a_student_starts_from_the_one_that_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs, teacher = artifacts(tmp_path, tiny("dit")), tiny("dit")
+    (inputs["pretrain_load"] / "few_steps").mkdir()
+    rows = solver_steps(teacher.schedule.config, (40, 20), "ddim")
+    shipped = {name: (value + 0.25).half() for name, value in teacher.model.state_dict().items()}
+    save_file(shipped, inputs["pretrain_load"] / "few_steps" / "few_2.safetensors")
+    card = {"timesteps": timesteps_of(rows), "rows": [row.to_json() for row in rows]}
+    (inputs["pretrain_load"] / "few_steps" / "few_2.json").write_text(json.dumps(card))
+    few = replace(FEW, steps=0, grains=("dense",))
+    report = stage.run(replace(PARAMS, few_steps=few), inputs, tmp_path).numbers["few_steps"]
+    assert report["few_2"]["start"] == "shipped"
+    weights = load_file(tmp_path / students(tmp_path)["few_2"]["file"])
+    assert all(torch.equal(value, shipped[name].float()) for name, value in weights.items())
+    assert [row["t"] for row in students(tmp_path)["few_2"]["rows"]] == [40, 20]
+
+
+def test_a_shipped_student_of_another_network_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = artifacts(tmp_path, tiny("dit"))
+    (inputs["pretrain_load"] / "few_steps").mkdir()
+    save_file({"a": torch.zeros(2)}, inputs["pretrain_load"] / "few_steps" / "few_2.safetensors")
+    with pytest.raises(ValueError, match=r"few_2.safetensors: its weights are not those of the teacher's network"):
+        stage.run(PARAMS, inputs, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["fixed", "ste", "progressive"])
@@ -94,7 +155,8 @@ def test_data_free_training_reads_no_training_image(tmp_path, monkeypatch):
 def test_without_steps_the_student_is_the_masked_teacher(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = stage.run(replace(PARAMS, steps=0, start="teacher"), artifacts(tmp_path, tiny("dit")), tmp_path).numbers
-    assert all(row["error_trained"] == row["error_one_shot"] and row["flip_rate_last"] == 0 for row in report.values())
+    assert all(report[grain]["error_trained"] == report[grain]["error_one_shot"] for grain in ("2:4", "unit"))
+    assert all(report[grain]["flip_rate_last"] == 0 for grain in ("2:4", "unit"))
 
 
 def test_training_starts_from_the_weights_that_mask_search_made_up(tmp_path, monkeypatch):
@@ -128,5 +190,5 @@ def test_without_units_that_can_go_there_is_one_student(tmp_path, monkeypatch):
     for name in ("masks", "weights"):
         path = inputs["mask_search"] / f"{name}.safetensors"
         save_file({key: tensor for key, tensor in load_file(path).items() if key.startswith("2:4/")}, path)
-    assert set(stage.run(PARAMS, inputs, tmp_path).numbers) == {"2:4"}
+    assert set(stage.run(PARAMS, inputs, tmp_path).numbers) == {"2:4", "few_steps"}
     assert not list(tmp_path.glob("*_unit.safetensors"))

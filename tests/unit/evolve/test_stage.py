@@ -57,6 +57,19 @@ def test_writes_what_package_reads(first):
     assert set(contents(room / "out")) == {"recipe.json", "weights.json", "single.json", "pareto.csv", "evaluations.jsonl"}
 
 
+def test_finals_choose_by_fid_and_judge_the_chosen_at_every_one_precision(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finals = replace(PARAMS.finals, images=100)
+    numbers = run(replace(PARAMS, evaluations=4, single_evaluations=1, finals=finals), folders, tmp_path / "out").numbers
+    found, best = numbers["finals"], numbers["best"]
+    bound, rule = PARAMS.goal.max_quality_loss, numbers["choice"]["rule"]
+    held = {"certain": [f for f in found if f["loss_upper95"] <= bound], "likely": [f for f in found if f["loss"] <= bound]}
+    key = "loss" if rule == "nearest" else "cost"
+    chosen = next(f for f in found if (f["cost"], f["distance"]) == (best["cost"], best["distance"]))
+    assert chosen[key] == min(f[key] for f in held.get(rule, found))
+    assert all({"loss", "loss_upper95", "cost", "weights"} <= f.keys() for f in found) and 2 <= len(found) <= 4 + 3
+
+
 def rows_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 

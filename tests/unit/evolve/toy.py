@@ -13,6 +13,7 @@ from tasks.core.denoiser import build, save
 from tasks.core.params import Goal
 from tasks.data.features import FeatureNet, save_feature_net
 from tasks.evolve import stage
+from tasks.evolve.finals import Finals
 from tasks.evolve.fitness import Protocol
 from tasks.evolve.promote import Promotion
 from tasks.evolve.search import Strategy
@@ -31,6 +32,7 @@ PARAMS = stage.Params(
     solvers=("ddim", "dpm2m"), cache_budgets=(0.0, 0.3), cache_masks=(2, 3), dense_steps=50, edge_bits=3,
     rounding_steps=0, backend="openvino", batch=8,
     distance_per_loss=60.0, proxy="paired", seed=0,
+    finals=Finals(images=0, finalists=4, resamples=20, seed=5),
     protocol=Protocol(images=4, seed=1, chunk=4, calibration_steps=4, calibration_images=4, prefix_mb=8),
     promotion=Promotion(images=0, z=2.0), strategy=Strategy(population=8, top=4, random=0.3, crossover=0.2, mutation=0.2))
 
@@ -42,6 +44,7 @@ def artifacts(root: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     teacher = build("DiTTransformer2DModel", CONFIG, SCHEDULE)
     save(teacher, folder["pretrain_load"] / "teacher")
+    np.save(folder["data"] / "train.npy", np.random.default_rng(1).integers(0, 256, (100, 1, 8, 8), np.uint8))
     np.save(folder["pretrain_load"] / "bank.npy", np.random.default_rng(0).integers(0, 256, (100, 1, 8, 8), np.uint8))
     net = {"trunk": "plain", "width": 4, "channels": 1, "classes": 3}
     save_feature_net(FeatureNet(**net), folder["data"], "search")

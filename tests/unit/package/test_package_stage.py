@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tasks.core import calibration
 from tasks.core.artifacts import Inputs, read_json, write_json
 from tasks.core.denoiser import Denoiser, build, save
 from tasks.core.recipe import CachePlan, Recipe
@@ -66,17 +67,17 @@ def write_upstream(root: Path, teacher: Denoiser, chosen: str = "unit") -> Input
     bits = Recipe(timesteps=tuple(plan["timesteps"]), precision=precision)
     sparsity = chosen and {"grain": chosen, "density": {}}  # the densities are those of the masks
     best = replace(few, precision=precision, cache=cache, sparsity=sparsity)
-    write_json(folders["evolve"] / "recipe.json", best.to_json())
-    write_json(folders["evolve"] / "weights.json", weights_of(chosen))
+    write_json(folders["finish"] / "recipe.json", best.to_json())
+    write_json(folders["finish"] / "weights.json", weights_of(chosen))
     write_json(folders["evolve"] / "single.json", {"timesteps": few.to_json(), "precision": bits.to_json()})
     return Inputs(folders, "key")
 
 
 def weights_of(grain: str | None) -> dict:
-    """As evolve writes it of the student of a grain."""
+    """As finish writes it of the student of a grain."""
     name = grain and f"student_{grain.replace(':', '_')}"
     return {"name": name or "teacher", "file": name and f"{name}.safetensors", "grain": grain,
-            "masks": name and f"{name.replace('student', 'masks')}.safetensors"}
+            "masks": name and f"{name.replace('student', 'masks')}.safetensors", "finished": False}
 
 
 def run_stage(root: Path, inputs: Inputs, monkeypatch) -> tuple[Path, dict, list]:
@@ -163,27 +164,29 @@ def test_the_search_decides_the_weights_and_their_masks(teacher):
         plan = plan_on((900, 500), ["transformer_blocks.0.ff"])
         return variants(teacher.schedule, ["a"], 8, plan, few, {"precision": few, "timesteps": few}, weights)["compressed"]
 
-    few_steps = {"name": "few_4", "file": "student_few_4.safetensors", "masks": None, "grain": None}
-    found = [compressed(weights) for weights in (*map(weights_of, ("unit", "2:4", None)), few_steps)]
+    few_steps = {"name": "few_4", "file": "student_few_4.safetensors", "masks": None, "grain": None, "finished": False}
+    finished = {**weights_of("unit"), "finished": True}
+    found = [compressed(weights) for weights in (*map(weights_of, ("unit", "2:4", None)), few_steps, finished)]
     assert [(v.weights, v.grain, v.masks) for v in found] == [
         ("student_unit", "unit", "masks_unit.safetensors"), ("student_2_4", "2:4", "masks_2_4.safetensors"),
-        ("teacher", None, None), ("student_few_4", None, None)]
+        ("teacher", None, None), ("student_few_4", None, None), ("finished", "unit", "masks_unit.safetensors")]
 
 
 @pytest.mark.parametrize("nfe, images", [(4, 32), (50, 3)])
 def test_ranges_come_from_enough_states_of_the_recipes_own_trajectories(teacher, monkeypatch, nfe, images):
     seen = []
-    monkeypatch.setattr(stage, "calibrate_ranges", lambda model, batches, joins: seen.extend(batches) or {"layer": (0, 1)})
+    monkeypatch.setattr(calibration, "calibrate_ranges",
+                        lambda model, batches, joins: seen.extend(batches) or {"layer": (0, 1)})
     layer = "transformer_blocks.0.attn1.to_q"
     recipe = Recipe(timesteps=spaced_timesteps(teacher.schedule, nfe), precision={layer: "w8a8"})
-    assert stage.ranges_on_trajectory(teacher, recipe, 128, seed=0) == {"layer": (0, 1)}
+    assert calibration.ranges_on_trajectory(teacher, recipe, 128, seed=0) == {"layer": (0, 1)}
     assert [int(t[0]) for _, t, _ in seen] == list(recipe.timesteps)
     assert {len(x) for x, _, _ in seen} == {images}
 
 
 def test_no_ranges_are_measured_where_nothing_is_rounded(teacher):
     recipe = Recipe(timesteps=(900,), precision={"transformer_blocks.0.attn1.to_q": "bf16"})
-    assert stage.ranges_on_trajectory(teacher, recipe, 128, seed=0) == {}
+    assert calibration.ranges_on_trajectory(teacher, recipe, 128, seed=0) == {}
 
 
 @pytest.mark.parametrize("key, value", [("dense_steps", 0), ("calibration_states", 127)])

@@ -107,8 +107,6 @@ def write_search(folder):
             for k, recipe in enumerate(recipes)]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_json(folder / "recipe.json", recipes[4].to_json())
-    write_json(folder / "weights.json", {"name": "student_unit", "file": "student_unit.safetensors", "grain": "unit",
-                                         "masks": "masks_unit.safetensors"})
 
 
 def search_report():
@@ -151,6 +149,9 @@ def write_tree(folder):
         np.save(artifacts / "fid" / "samples" / f"{name}.npy", digits(40, 3.0 * i, np.random.default_rng(i)))
     write_package(artifacts / "package")
     write_search(artifacts / "evolve")
+    (artifacts / "finish").mkdir()
+    write_json(artifacts / "finish" / "weights.json", {"name": "student_unit", "file": "student_unit.safetensors",
+                                                       "grain": "unit", "masks": "masks_unit.safetensors", "finished": True})
     (artifacts / "mask_search").mkdir()
     plans = {name: {"cost": 0.81, "error": {"predicted": error, "measured": error}}
              for name, error in (("unit", 0.05), ("mixed", 0.04))}

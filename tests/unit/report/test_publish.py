@@ -5,10 +5,11 @@ import hashlib
 import pytest
 import yaml
 
-from tasks.core.artifacts import write_json
+from tasks.core.artifacts import write_json, write_manifest
 from tasks.core.params import STAGES
 from tasks.report import publish
-from tasks.report.table import BEGIN, END
+from tasks.report.picture import PICTURE
+from tasks.report.table import BEGIN, END, FIRST, LAST
 from tests.unit.report.example import benchmark_reports, fid_report
 
 
@@ -19,10 +20,14 @@ def run(tmp_path, monkeypatch):
     costs, timings = benchmark_reports()
     (tmp_path / "reports/quick").mkdir(parents=True)
     known = {"fid": fid_report(), "benchmark": costs, "benchmark.timings": timings,
-             "report": {"backend": "openvino", "batch": 1}}
+             "report": {"backend": "openvino", "batch": 1, "met": False}}
+    (tmp_path / "artifacts/report").mkdir(parents=True)
+    (tmp_path / "artifacts/report" / PICTURE).write_bytes(b"a picture")
+    write_manifest(tmp_path / "artifacts/report", {}, {})
     for name in {*STAGES, *known}:
         write_json(f"reports/{name}.json", known.get(name, {"a": 1}))
-    (tmp_path / "README.md").write_text(f"# x\n{BEGIN.format('reports/quick')}\n{END}\n")
+    (tmp_path / "README.md").write_text(f"# x\n{BEGIN.format('reports/quick')}\n{END}\n"
+                                        f"{FIRST.format('reports/quick')}\n{LAST}\n")
 
     def lock(changes=None):
         def outs(stage):
@@ -37,9 +42,13 @@ def run(tmp_path, monkeypatch):
 def test_the_runs_reports_are_copied_and_the_readme_follows(run, tmp_path, capsys):
     (tmp_path / "reports/quick/gone.json").write_text("{}")
     publish.main()
-    assert {p.name for p in (tmp_path / "reports/quick").iterdir()} == {p.name for p in (tmp_path / "reports").glob("*.json")}
-    assert all(p.read_bytes() == (tmp_path / "reports" / p.name).read_bytes() for p in (tmp_path / "reports/quick").iterdir())
-    assert "| `compressed` |" in (tmp_path / "README.md").read_text()
+    there, here = ({p.name: p.read_bytes() for p in (tmp_path / folder).glob("*.json")}
+                   for folder in ("reports/quick", "reports"))
+    assert there == here
+    assert (tmp_path / "reports/quick" / PICTURE).read_bytes() == b"a picture"
+    readme = (tmp_path / "README.md").read_text()
+    assert "| `compressed` |" in readme and f"(reports/quick/{PICTURE})" in readme
+    assert "The goal in `params.yaml` was not met." in readme
     assert capsys.readouterr().out.startswith("reports/quick holds the reports of the last run")
 
 

@@ -73,7 +73,7 @@ def test_it_reads_every_stage_before_it():
 
 
 def test_the_page_is_whole_small_and_asks_nobody(out):
-    assert {p.name for p in out.iterdir()} == {"report.html", "results.csv", "summary.txt"}
+    assert {p.name for p in out.iterdir()} == {"picture.png", "report.html", "results.csv", "summary.txt"}
     text = (out / "report.html").read_text()
     assert len(text) < 3e6
     assert all(link.startswith(("data:image/png", "#")) for link in parsed(out).links)

@@ -124,7 +124,7 @@ def reports(tmp_path):
     for folder, backend in (("some/reports", "eager"), ("other", "openvino")):
         (tmp_path / folder).mkdir(parents=True)
         for name, report in {"fid": fid_report(), "benchmark": costs, "benchmark.timings": timings,
-                             "report": {"backend": backend, "batch": 1}, "pretrain_load": {}}.items():
+                             "report": {"backend": backend, "batch": 1, "met": True}, "pretrain_load": {}}.items():
             write_json(tmp_path / folder / f"{name}.json", report)
     return tmp_path
 

@@ -240,3 +240,22 @@ def test_a_bf16_model_in_channels_last_gives_its_eager_predictions(ranges, tiny_
     recipe = Recipe(timesteps=TIMESTEPS, precision=dict.fromkeys(ranges, "bf16"))
     apply_precision(live.model, recipe.precision, {})
     assert max(relative_errors(live, recipe, live_graph(live, recipe, BATCH), tiny_states)) < 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_graph_tells_close_and_fractional_times_apart(tiny_denoiser, tiny_states, precision):
+    """In a graph of bf16 numbers 992 to 995 would be one timestep, and as an integer 992.5 would be 992."""
+    layers = dict.fromkeys(tiny_denoiser.prunable_layers(), precision) if precision != "fp32" else {}
+    apply_precision(tiny_denoiser.model, layers, {})
+    predict = live_graph(tiny_denoiser, Recipe(timesteps=(995, 992), precision=layers), BATCH)
+    x, _, labels = tiny_states(tiny_denoiser, BATCH, 0)
+    times = (992.0, 992.5, 993.0, 995.0)
+    found = [predict(x, torch.full((BATCH,), t), labels, 0) for t in times]
+    wanted = [tiny_denoiser(x, torch.full((BATCH,), t), labels) for t in times]
+    for one, of_torch in zip(found, wanted, strict=True):
+        assert (one - of_torch).norm() < (1e-5 if precision == "fp32" else 0.05) * of_torch.norm()
+    assert len({tuple(one.flatten().tolist()) for one in found}) == len(times)
+    mixed = predict(x, torch.tensor([992.0, 995.0, 993.0]), labels, 0)
+    for i, one in enumerate((found[0], found[3], found[2])):
+        assert torch.allclose(mixed[i], one[i], atol=1e-6)
+    remove_precision(tiny_denoiser.model)

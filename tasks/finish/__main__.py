@@ -1,0 +1,4 @@
+from tasks.core.shell import main
+from tasks.finish import stage
+
+main(stage)

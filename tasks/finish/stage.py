@@ -1,0 +1,120 @@
+"""The chosen model trained once more as it will ship: rounded, masked, cached, along its own trajectory, with its solver.
+
+Reads: data (the feature net that guides the search), pretrain_load (teacher), solver_learn (pairs), distill (students, masks),
+evolve (recipe, weights).
+Writes: recipe.json, the recipe with the solver as it was learned on; weights.json, whose weights these are; where training
+found something better, finished.safetensors (dense shapes, masks applied); curve.csv, held.csv. Report: the loss on held noises
+of what came and of what goes, each computed as a package computes it. Nothing worse than what came is handed on; it is said.
+Left out: weights of the cache's forecast, which stay as they came; scales of inputs, which `package` measures anew.
+"""
+
+import copy
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tasks.core.artifacts import Inputs, Report, read_json, write_json
+from tasks.core.calibration import ranges_on_trajectory
+from tasks.core.denoiser import Denoiser, load
+from tasks.core.learned import LearnedSolver, timesteps_of
+from tasks.core.pairs import Pairs
+from tasks.core.params import check_range
+from tasks.core.recipe import Recipe
+from tasks.core.sampler import cached_network
+from tasks.core.unroll import How, PictureLoss, Weights, judge_samples, train_along
+from tasks.data.features import load_feature_net
+from tasks.finish.rounded import install
+from tasks.runtime.cache import remove_cache
+from tasks.runtime.precision import Ranges, apply_precision, remove_precision
+from tasks.runtime.solver import recipe_steps
+
+INPUTS = ("data", "pretrain_load", "solver_learn", "distill", "evolve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    steps: int              # 0: what came is handed on
+    batch: int
+    lr: float               # of the weights
+    solver_lr: float
+    warmup: int
+    ema_decay: float
+    judge_every: int
+    held: int               # pairs that are only judged on
+    calibration_states: int # of the recipe's own trajectories, that ranges of inputs come from
+    loss: Weights
+    seed: int
+
+    def __post_init__(self):
+        for name, low, high in (("steps", 0, 10**7), ("batch", 2, 4096), ("lr", 0, 1), ("solver_lr", 0, 1),
+                                ("warmup", 0, 10**6), ("ema_decay", 0, 1), ("judge_every", 1, 10**6), ("held", 1, 10**6),
+                                ("calibration_states", 128, 10**6)):
+            check_range(f"finish.{name}", getattr(self, name), low, high)
+
+    @property
+    def how(self) -> How:
+        return How(steps=self.steps, batch=self.batch, lr=self.lr, images_lr=3 * self.lr, solver_lr=self.solver_lr,
+                   warmup=self.warmup, ema_decay=self.ema_decay, judge_every=self.judge_every, bf16=False, seed=self.seed,
+                   loss=self.loss)
+
+
+def run(params: Params, inputs: Inputs, out: Path) -> Report:
+    recipe = Recipe.from_json(read_json(inputs["evolve"] / "recipe.json"))
+    weights = read_json(inputs["evolve"] / "weights.json")
+    denoiser, masks = chosen(weights, inputs)
+    net, pairs = load_feature_net(inputs["data"], "search"), Pairs.read(inputs["solver_learn"])
+    learn, held = pairs.split(params.held)
+    loss = PictureLoss(net, params.loss)
+    ranges = ranges_on_trajectory(denoiser, recipe, params.calibration_states, params.seed)
+    came = shipped_loss(denoiser, recipe, ranges, held, loss)
+
+    student = Denoiser(copy.deepcopy(denoiser.model), denoiser.schedule)
+    install(student.model, recipe.precision, ranges)
+    solver = LearnedSolver(denoiser.schedule, recipe_steps(denoiser.schedule.config, recipe))
+    found = train_along(student, solver, learn, held, net, params.how, inputs.checkpoint("finish"), "finish", masks,
+                        lambda one: cached_network(one, recipe))
+    finished = Denoiser(copy.deepcopy(denoiser.model), denoiser.schedule)
+    finished.model.load_state_dict(found.weights)
+    rows = found.solver.rows()
+    now = replace(recipe, solver="learned", rows=rows, timesteps=timesteps_of(rows))
+    again = ranges_on_trajectory(finished, now, params.calibration_states, params.seed)
+    went = shipped_loss(finished, now, again, held, loss)
+
+    kept = found.kept_start or went >= came
+    print(f"finish: loss on held noises, as it ships: {came:.4f} -> {went:.4f}"
+          + ("; what came is handed on as it is" if kept else ""), flush=True)
+    write_json(out / "recipe.json", (recipe if kept else now).to_json())
+    write_json(out / "weights.json", {**weights, "finished": not kept})
+    if not kept:
+        save_file({name: value.contiguous() for name, value in found.weights.items()}, out / "finished.safetensors")
+    for name, rows in (("curve", found.curve), ("held", found.held)):
+        with open(out / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss"), *rows])
+    return Report({"loss_before": came, "loss_trained": went, "kept_start": kept, "steps": found.at})
+
+
+def chosen(weights: Mapping, inputs: Inputs) -> tuple[Denoiser, dict[str, Tensor]]:
+    """The network with the weights that evolve chose, its masks live, and these by parameter name."""
+    denoiser = load(inputs["pretrain_load"] / "teacher")
+    if weights["file"]:
+        denoiser.model.load_state_dict(load_file(inputs["distill"] / weights["file"]))
+    masks = {name: mask.bool() for name, mask in load_file(inputs["distill"] / weights["masks"]).items()} \
+        if weights["masks"] else {}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            denoiser.model.get_parameter(name).mul_(mask)
+    return denoiser, masks
+
+
+def shipped_loss(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, held: Pairs, loss: PictureLoss) -> float:
+    apply_precision(denoiser.model, recipe.precision, ranges)
+    try:
+        return judge_samples(cached_network(denoiser, recipe), denoiser.schedule, recipe, held, loss)
+    finally:
+        remove_cache(denoiser.model)
+        remove_precision(denoiser.model)
