@@ -6,10 +6,13 @@
 - What is hidden (its name begins with a dot) or made by an operating system (OWN) is neither a class nor a picture.
 - A link to a file is that file. A link to a folder is refused: DVC does not look behind it, so pictures that change there would
   leave results fresh, and copies of the folder would lose the class. The folder itself may be a link.
+- A file GROUPS at the top says which pictures show the same thing and so must not be torn apart by the split: columns file (a
+  path in the folder) and group, a row for each picture. A group lies in one class.
 - Refused, too: pictures beside class folders, a class without a picture or with a single one, folders that are splits, links
   to nothing, pipes and sockets, two names that look alike but are spelled with different code points.
 """
 
+import csv
 import os
 import unicodedata
 from collections import Counter
@@ -23,6 +26,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 OWN = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information", "thumbs.db",
        "ehthumbs.db", "desktop.ini"}
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+GROUPS = "groups.csv"
 SHOWN = 8  # names in one line
 HIDDEN = "hidden"
 
@@ -70,7 +74,7 @@ def list_folder(folder: Path) -> Listing:
         if entry.is_dir():
             others[entry.name] = Counter()
             classes[entry.name] = keep_pictures(walk(entry.path, others[entry.name]), others[entry.name])
-        else:
+        elif entry.name != GROUPS:
             top.append(entry.path)
     top = keep_pictures(top, left_out)
     check_top(folder, top, classes, others, left_out)
@@ -79,6 +83,44 @@ def list_folder(folder: Path) -> Listing:
     listing = Listing({"": top} if top else classes, left_out)
     check_sizes(listing.classes)
     return listing
+
+
+def read_groups(folder: Path, listing: Listing) -> np.ndarray | None:
+    """int64 (N,): the group of each picture of `listing`; None without a file GROUPS. Raises ValueError, one line."""
+    path = folder / GROUPS
+    if not path.is_file():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise refusal(f"{shown(path)} cannot be read as a table in UTF-8 ({error})") from None
+    if header != ["file", "group"]:
+        raise refusal(f"{shown(path)} begins with {shown(','.join(header)) or 'nothing'}; its first line is file,group")
+    group_of: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        if len(row) != 2 or not all(row) or row[0] in group_of:
+            raise refusal(f"{shown(path)}, row {number}: {shown(','.join(row)) or 'nothing'}; a row names a file, once, and "
+                          "its group")
+        group_of[row[0]] = row[1]
+    return numbered(path, listing, {folder / name: group for name, group in group_of.items()})
+
+
+def numbered(path: Path, listing: Listing, group_of: dict[Path, str]) -> np.ndarray:
+    """Groups as numbers in the order of the pictures, once both name the same pictures."""
+    for file in listing.files:
+        if file not in group_of:
+            raise refusal(f"{shown(path)} gives no group to {shown(file)}")
+    if more := group_of.keys() - set(listing.files):
+        raise refusal(f"{shown(path)} names {shown(min(more))}, which is no picture of the folder")
+    class_of: dict[str, str] = {}
+    for name, files in listing.classes.items():
+        for file in files:
+            if (other := class_of.setdefault(group_of[file], name)) != name:
+                raise refusal(f"{shown(path)}: group {shown(group_of[file])} lies in two classes, {shown(other)} and "
+                              f"{shown(name)}")
+    numbers = {group: i for i, group in enumerate(class_of)}
+    return np.array([numbers[group_of[file]] for file in listing.files], np.int64)
 
 
 def visible(folder: str | Path, left_out: Counter) -> Iterator[os.DirEntry]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.core.progress import track
-from tasks.data.folder import list_folder, shown
+from tasks.data.folder import list_folder, read_groups, shown
 
 NAMED = 10      # files in one error
 HEADERS = 2000  # opened before a run starts; about a second
@@ -91,8 +91,17 @@ def reason(error: Exception) -> str:
     return text if text and isinstance(error, OSError | ValueError | SyntaxError) else f"{type(error).__name__} {text}".strip()
 
 
-def split(labels: np.ndarray | None, n: int, holdout: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> sorted indices of train and holdout; each class keeps its share in both."""
+def load_groups(source: str, path: str | None) -> np.ndarray | None:
+    """Which images of `load_images` must stay on one side of the split: int64 (N,), or None."""
+    return read_groups(Path(path), list_folder(Path(path))) if source == "folder" and path else None
+
+
+def split(labels: np.ndarray | None, n: int, holdout: int, seed: int,
+          groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """-> sorted indices of train and holdout; each class keeps its share in both, each group is whole in one of them.
+
+    labels, groups: int64 (n,). With groups the holdout may be some images smaller than it was asked to be.
+    """
     from sklearn.model_selection import train_test_split
     counts = np.bincount(labels) if labels is not None else np.array([n])
     most = n - len(counts)
@@ -100,8 +109,25 @@ def split(labels: np.ndarray | None, n: int, holdout: int, seed: int) -> tuple[n
         raise ValueError(f"data.holdout: {holdout} is not between {len(counts)} and {most} ({n} images, {len(counts)} classes)")
     if counts.min() < 2:
         raise ValueError(f"data: class {counts.argmin()} has {counts.min()} image(s); train and holdout need one each")
+    if groups is not None:
+        return split_groups(np.zeros(n, np.int64) if labels is None else labels, groups, holdout / n, seed)
     train, held = train_test_split(np.arange(n), test_size=holdout, random_state=seed, stratify=labels)
     if labels is not None and (lost := np.setdiff1d(labels, labels[train])).size:
         raise ValueError(f"data.holdout: {holdout} of {n} images leaves none of class {lost[0]}, of which there are "
                          f"{counts[lost[0]]}, to train on")
     return np.sort(train), np.sort(held)
+
+
+def split_groups(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """In each class groups are held out in random order, as long as they fit into the class's share of the holdout."""
+    rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members, sizes = np.unique(groups[labels == label], return_counts=True)
+        room = int((labels == label).sum() * share)
+        for i in rng.permutation(len(members)):
+            if sizes[i] <= room:
+                room -= sizes[i]
+                held |= groups == members[i]
+        if not held[labels == label].any():
+            raise ValueError(f"data.holdout: class {label} has no group of {room} images or fewer, its share of the holdout")
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -20,7 +20,7 @@ from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import check_choice, check_range
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
 from tasks.data.features import NETS, FeatureNet, Inception, quarter_turns, save_feature_net, train_feature_net
-from tasks.data.images import load_images, split
+from tasks.data.images import load_groups, load_images, split
 from tasks.data.preflight import expected
 
 INPUTS = ()
@@ -59,7 +59,8 @@ def preflight(params: Params, known: dict) -> Data:
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
     images, labels = load_images(params.source, params.path, params.side, params.channels)
-    parts = dict(zip(("train", "holdout"), split(labels, len(images), params.holdout, params.seed), strict=True))
+    groups = load_groups(params.source, params.path)
+    parts = dict(zip(("train", "holdout"), split(labels, len(images), params.holdout, params.seed, groups), strict=True))
     for part, chosen in parts.items():
         np.save(out / f"{part}.npy", images[chosen])
         if labels is not None:

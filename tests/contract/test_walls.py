@@ -20,7 +20,7 @@ REGISTRY_HOST = re.compile(r"(?:pypi|pythonhosted|registry|artifactory|nexus|pro
 
 
 def sources() -> list[Path]:
-    return [p for p in tracked(".py") if p.relative_to(ROOT).parts[0] in ("flows", "tasks", "benchmarks")]
+    return [p for p in tracked(".py") if p.relative_to(ROOT).parts[0] in ("flows", "tasks", "benchmarks", "examples")]
 
 
 @pytest.mark.parametrize("library", HOME_OF)
