@@ -1,4 +1,5 @@
-"""Two small feature nets, trained on the data's own train split: one guides the search, the other judges what is reported.
+"""Two small feature nets, trained on the data's own train split: one guides the search, the other judges what is reported,
+unless a pretrained net does (tasks/data/efficientnet.py).
 
 With labels they learn the classes; without, by which multiple of 90 degrees an image was turned (Gidaris et al.,
 arXiv 1803.07728). Their 64 penultimate features carry FID, KID, precision, recall and fidelity.
@@ -18,6 +19,7 @@ from tasks.core.artifacts import hash_file, read_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.quality import Gaussian
 from tasks.core.training import optimise, step_generator, warmup_cosine
+from tasks.data.efficientnet import EfficientNetLite0
 
 FEATURES = 64
 WEIGHT_DECAY = 0.05
@@ -129,24 +131,35 @@ def train_feature_net(config: dict, images: Tensor, labels: Tensor | None, *, ep
     return net.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 
-def save_feature_net(net: FeatureNet, folder: Path, which: str) -> None:
+def save_feature_net(net: nn.Module, folder: Path, which: str) -> None:
     """Weights to features_<which>.safetensors; the config belongs into data.json, under feature_nets."""
     weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     save_file(weights, folder / f"features_{which}.safetensors")
 
 
-def load_feature_net(folder: str | Path, which: str) -> FeatureNet:
-    """which: search | report; folder: the artifact of the stage data. -> net(x) = features (N, 64), logits (N, classes).
+def build_feature_net(config: dict) -> nn.Module:
+    """config: arguments of FeatureNet, or {"pretrained": "efficientnet_lite0", "classes"}."""
+    return EfficientNetLite0(config["classes"]) if "pretrained" in config else FeatureNet(**config)
+
+
+def load_feature_net(folder: str | Path, which: str) -> nn.Module:
+    """which: search | report; folder: the artifact of the stage data. -> net(x) = features (N, D), logits (N, classes).
 
     Raises ValueError naming the file when it does not hold what data.json says.
     """
     config = read_json(Path(folder) / "data.json")["feature_nets"][which]
-    net, path = FeatureNet(**config), Path(folder) / f"features_{which}.safetensors"
+    net, path = build_feature_net(config), Path(folder) / f"features_{which}.safetensors"
     try:
         net.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: does not hold {config}: {str(error).splitlines()[0]}") from error
     return net.eval().requires_grad_(False)
+
+
+def describe_judge(folder: str | Path) -> str:
+    """For a protocol: which net the reported numbers are judged by. folder: the artifact of the stage data."""
+    name = read_json(Path(folder) / "data.json")["feature_nets"]["report"].get("pretrained")
+    return f"{name}, trained on ImageNet" if name else "report, trained on the train split"
 
 
 def load_reference(folder: str | Path, which: str) -> Gaussian:

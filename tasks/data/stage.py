@@ -19,6 +19,7 @@ from tasks.core.artifacts import Inputs, Report, hash_file, write_json
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.params import check_choice, check_range
 from tasks.core.quality import Gaussian, evenly, features, features_and_logits, fid, fid_name
+from tasks.data import efficientnet
 from tasks.data.features import NETS, FeatureNet, Inception, quarter_turns, save_feature_net, train_feature_net
 from tasks.data.images import load_groups, load_images, split
 from tasks.data.preflight import expected
@@ -38,16 +39,20 @@ class Params:
     epochs: int             # of each feature net
     batch: int
     lr: float
+    judge: str              # the net that judges what is reported: small | efficientnet_lite0
     inception: str | None   # a TorchScript file for a FID of its own name
 
     def __post_init__(self):
         check_choice("data.source", self.source, ("mnist5k", "digits", "folder"))
         check_choice("data.channels", str(self.channels), ("1", "3"))
+        check_choice("data.judge", self.judge, ("small", "efficientnet_lite0"))
         for name, low, high in (("side", 8, 1024), ("holdout", 10, 10**7), ("seed", 0, 10**6), ("epochs", 1, 10_000),
                                 ("batch", 2, 65_536), ("lr", 1e-6, 1)):
             check_range(f"data.{name}", getattr(self, name), low, high)
         if self.source == "folder" and not (self.path and Path(self.path).is_dir()):
             raise ValueError(f"data.path: {self.path} is not a folder, which source 'folder' needs")
+        if self.judge == "efficientnet_lite0":
+            efficientnet.weights_file()
         if self.inception is not None and not Path(self.inception).is_file():
             raise ValueError(f"data.inception: {self.inception} is not a file")
 
@@ -68,6 +73,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     train, holdout = ((images[i], None if labels is None else labels[i]) for i in parts.values())
     num_classes = 0 if labels is None else int(labels.max()) + 1
     configs = {which: {**net, "channels": params.channels, "classes": num_classes or 4} for which, net in NETS.items()}
+    if params.judge != "small":
+        configs["report"] = {"pretrained": params.judge, "classes": num_classes}
     checkpoints = {which: inputs.checkpoint(f"features_{which}", every_s=10) for which in configs}
     numbers = {which: add_feature_net(which, config, train, holdout, params, checkpoints[which], out)
                for which, config in configs.items()}
@@ -81,13 +88,27 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
 
 def add_feature_net(which: str, config: dict, train: tuple, holdout: tuple, params: Params, checkpoint: Checkpoint,
                     out: Path) -> dict[str, float]:
-    """Train, save and judge one net. train, holdout: images (N, C, H, W) uint8 and labels (N,) or None."""
-    images, labels = (None if part is None else torch.from_numpy(part) for part in train)
-    net = train_feature_net(config, images.float() / 127.5 - 1, labels, epochs=params.epochs, batch=params.batch, lr=params.lr,
-                            seed=params.seed * len(NETS) + list(NETS).index(which), checkpoint=checkpoint,
-                            label=f"features_{which}")
+    """Make, save and judge one net. train, holdout: images (N, C, H, W) uint8 and labels (N,) or None."""
+    net = pretrained_net(config, *train) if "pretrained" in config else trained_net(which, config, *train, params, checkpoint)
     save_feature_net(net, out, which)
-    return accuracy(net, *holdout, params.seed) | add_reference(which, net, train, holdout[0], out)
+    knows = {} if config["classes"] == 0 else accuracy(net, *holdout, params.seed)
+    return knows | add_reference(which, net, train, holdout[0], out)
+
+
+def trained_net(which: str, config: dict, images: np.ndarray, labels: np.ndarray | None, params: Params,
+                checkpoint: Checkpoint) -> nn.Module:
+    return train_feature_net(config, torch.from_numpy(images).float() / 127.5 - 1,
+                             None if labels is None else torch.from_numpy(labels), epochs=params.epochs, batch=params.batch,
+                             lr=params.lr, seed=params.seed * len(NETS) + list(NETS).index(which), checkpoint=checkpoint,
+                             label=f"features_{which}")
+
+
+def pretrained_net(config: dict, images: np.ndarray, labels: np.ndarray | None) -> nn.Module:
+    """ImageNet's features; the train split makes the linear head alone, if it has classes."""
+    net = efficientnet.pretrained(config["classes"])
+    if labels is not None:
+        efficientnet.fit_head(net, features(net, images), labels)
+    return net
 
 
 def accuracy(net: FeatureNet, images: np.ndarray, labels: np.ndarray | None, seed: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from tasks.core.progress import track
 from tasks.core.quality import EQUAL, features, fid, fid_name, strata_of
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, labels_for
-from tasks.data.features import load_feature_net, load_inception, load_labels, load_reference
+from tasks.data.features import describe_judge, load_feature_net, load_inception, load_labels, load_reference
 from tasks.fid import dull, measure
 from tasks.fid.extrapolate import EXTRAPOLATED
 from tasks.fid.measure import Judge, Seen
@@ -212,7 +212,7 @@ def protocol(params: Params, data: Path) -> dict:
     *early, decisive = params.dull.rounds
     dropping = " and ".join(map(str, early)) or "no"
     reference = digest([hash_file(data / f"reference_report_{part}.npy") for part in ("mu", "sigma")])
-    return {"samples": params.samples, "seed": params.seed, "feature net": "report, trained on the train split",
+    return {"samples": params.samples, "seed": params.seed, "feature net": describe_judge(data),
             "reference": f"holdout, {len(np.load(data / 'holdout.npy', mmap_mode='r'))} images, {reference}",
             "backend": f"OpenVINO, batch {params.batch}", "fidelity pairs": params.pairs, "resamples": params.resamples,
             "dull front": f"seed {params.dull.seed}, search net; of each number of steps the {params.dull.kept} solvers and "

@@ -12,7 +12,7 @@ from tasks.data import stage
 from tasks.data.features import load_feature_net, load_reference
 
 PARAMS = stage.Params(source="digits", path=None, side=8, channels=1, holdout=297, seed=0, epochs=6, batch=64, lr=4e-3,
-                      inception=None)
+                      judge="small", inception=None)
 
 
 def run(params: stage.Params, out):

@@ -44,7 +44,7 @@ def inputs(tmp_path_factory):
     for folder in folders.values():
         folder.mkdir()
     params = data_stage.Params(source="digits", path=None, side=8, channels=1, holdout=297, seed=0, epochs=3, batch=64, lr=4e-3,
-                               inception=None)
+                               judge="small", inception=None)
     data_stage.run(params, Inputs({}, "key"), folders["data"])
     (folders["profile"] / "model.csv").write_text(
         "backend,precision,batch,time_us\nopenvino,fp32,8,4000\nopenvino,int8,8,1000\n")
