@@ -3,7 +3,7 @@
 Reads two npm packages, fetched with `npm pack` unless --packages names a folder that holds them: emoji-datasource-google
 (artwork: Noto Emoji, Apache-2.0) and emoji-datasource-twitter (artwork: Twemoji, CC-BY 4.0). Both are pinned by their
 hashes. Writes OUT/<class>/<vendor>-<code points>.png, and OUT/groups.csv, which keeps all drawings of one emoji on one
-side of the split. Nothing is random: the same packages make the same folder.
+side of the split. OUT/NOTICE.md says whose the artwork is. Nothing is random: the same packages make the same folder.
 """
 
 import argparse
@@ -24,6 +24,19 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 VERSION = "16.0.0"
+NOTICE = f"""## Data: licences and attribution
+
+The images are made of the artwork of two vendors by `python -m examples.emoji.make` (on white, 64 x 64 to 32 x 32):
+
+- [Noto Emoji](https://github.com/googlefonts/noto-emoji), copyright Google LLC, Apache License 2.0, from the npm package
+  `emoji-datasource-google` {VERSION}.
+- [Twemoji](https://github.com/jdecked/twemoji), copyright 2019 Twitter, Inc and other contributors, graphics licensed under
+  [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/), from the npm package `emoji-datasource-twitter` {VERSION}; changed:
+  scaled, and laid on white.
+
+The packages themselves (Cal Henderson, emoji-data) are MIT. Emoji that differ in skin tone, gender, hair, direction or vendor
+alone are one group and lie on one side of the split; equal pictures are there once.
+"""
 PACKAGES = {  # vendor -> SHA-512 of the npm package at VERSION
     "google": "6517b17f3b3b315a0b9e6cd998db0ee132a19c0269e43fbe566e8fa54a47fe31"
               "104257a6a7797cf028d9f83a19d9f68cf51e10c5990e3c90a84fc0e53e17d0dc",
@@ -130,6 +143,7 @@ def main(out: Path, packages: Path) -> None:
         Image.frombytes("RGB", (SIDE, SIDE), drawing.pixels).save(out / drawing.file)
     with open(out / "groups.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("file", "group"), *((d.file, d.group) for d in chosen)])
+    (out / "NOTICE.md").write_text(NOTICE)
     print(f"{out}: {len(chosen)} of {len(drawings)} drawings, {len({d.group for d in chosen})} emoji")
 
 

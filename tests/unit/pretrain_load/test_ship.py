@@ -11,7 +11,7 @@ from tasks.core.denoiser import build, load, save
 from tasks.pretrain_load import ship
 from tasks.pretrain_load.architectures import SCHEDULE, unet
 
-PARAMS = {"data": {"source": "digits", "side": 8},
+PARAMS = {"data": {"source": "digits", "path": "tasks/data", "side": 8, "channels": 1},
           "pretrain_load": {"seed": 3, "bank_steps": 50, "train": {"architecture": "unet"}}}
 
 
@@ -29,6 +29,7 @@ def trained(tmp_path, monkeypatch):
         np.save(folder / f"{name}.npy", rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8))
     with open(made / "curve.csv", "w", newline="") as file:
         csv.writer(file).writerows([("step", "loss"), (50, 0.5), (100, 0.25)])
+    write_json(data / "data.json", {"feature_nets": {"report": {"trunk": "residual"}}})
     write_json(tmp_path / "reports/pretrain_load.json", {"fid_80": 1.5, "fid_80_real": 0.5, "parameters": 1234})
     for folder in (made, data):
         write_manifest(folder, {}, {})
@@ -47,6 +48,21 @@ def test_a_trained_teacher_ships_with_its_card(trained):
     assert next(load(folder).model.parameters()).dtype == torch.float32
     assert sum(p.stat().st_size for p in folder.rglob("*.safetensors")) < 0.6 * sum(
         p.stat().st_size for p in (trained / "artifacts/pretrain_load/teacher").rglob("*.safetensors"))
+
+
+def test_a_folders_card_has_its_notice_its_judge_and_what_training_cost(trained, monkeypatch):
+    (trained / "my/emoji").mkdir(parents=True)
+    (trained / "my/emoji/NOTICE.md").write_text("## Licence\n\nCC-BY 4.0, Twitter, Inc.\n")
+    data = {"source": "folder", "path": "my/emoji", "side": 8, "channels": 3}
+    monkeypatch.setattr(ship, "read_params", lambda: PARAMS | {"data": data})
+    write_json(trained / "artifacts/data/data.json", {"feature_nets": {"report": {"pretrained": "efficientnet_lite0"}}})
+    write_manifest(trained / "artifacts/data", {}, {})
+    ship.main("small", "40 core-minutes")
+    text = (trained / ship.TEACHERS / "small/README.md").read_text()
+    assert "train split of emoji (40 images of 8 x 8 RGB)" in text
+    assert "after 100 steps (`curve.csv`); 40 core-minutes |" in text
+    assert "efficientnet_lite0, trained on ImageNet. The first 80" in text and text.endswith("CC-BY 4.0, Twitter, Inc.\n")
+    assert read_json(trained / ship.TEACHERS / "small/card.json")["remark"] == "40 core-minutes"
 
 
 def test_a_teacher_that_was_only_loaded_is_not_shipped(trained):
