@@ -7,7 +7,7 @@ out, is "not measured": nothing is measured here.
 import argparse
 from pathlib import Path
 
-from benchmarks.claims import cache, search, sparsity, spine  # noqa: F401 (each registers its claims)
+from benchmarks.claims import cache, few_steps, search, sparsity, spine  # noqa: F401 (each registers its claims)
 from benchmarks.claims.claim import CLAIMS, GROUPS, Claim
 
 

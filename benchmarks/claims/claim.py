@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.core.artifacts import read_json
 
-GROUPS = ("spine", "sparsity", "cache", "search")
+GROUPS = ("spine", "sparsity", "cache", "search", "few_steps")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def compared(bar: str, value: float | None, unit: str, holds: Callable[[float], 
     return Outcome(bar, "-", None) if value is None else Outcome(bar, f"{value:.4g}{unit}", holds(value))
 
 
-def report(root: Path, name: str) -> dict:
-    """A published report of scale quick; {} where there is none yet."""
-    path = root / "reports" / "quick" / f"{name}.json"
+def report(root: Path, name: str, scale: str = "quick") -> dict:
+    """A published report; {} where there is none yet."""
+    path = root / "reports" / scale / f"{name}.json"
     return read_json(path) if path.exists() else {}
 
 

@@ -15,6 +15,7 @@ from benchmarks.results import append, write
 from benchmarks.search.curves import SEEDS, STRATEGIES
 from benchmarks.sparsity.queue import TEACHERS, Task, everything, queue
 from benchmarks.spine.measure import COLUMNS
+from tasks.core.artifacts import write_json
 
 GOOD = {("first", "make_test_s"): 500, ("first", "make_run_s"): 470, ("second", "make_run_s"): 460,
         ("first", "make_run_again_s"): 15, ("first", "noop_repro_s"): 2,
@@ -347,3 +348,16 @@ FAIR, BETTER = {("chosen", 1): 0.5, ("chosen", 2): 0.5, ("one_density", 1): 0.5}
 def test_what_is_chosen_beats_one_density_within_its_budget_alone(tmp_path, kept, bounds, settings, word):
     chosen_blocks(tmp_path, kept, bounds, settings)
     assert blocks_beat_one_density(tmp_path).word == word
+
+
+def test_few_steps_are_claimed_of_the_published_runs(tmp_path):
+    claims = {c.name: c for c in CLAIMS if c.group == "few_steps"}
+    assert {c.check(tmp_path).word for c in claims.values()} == {"not measured"}
+    for scale in ("quick", "full"):
+        (tmp_path / "reports" / scale).mkdir(parents=True)
+        write_json(tmp_path / "reports" / scale / "report.json", {"met": True, "beats_dull_best": True, "gain_over_dull_best": 1.9})
+    speed = {"compressed": {"openvino": {"b8": {"images_per_s": 300}}}, "dense": {"eager": {"b8": {"images_per_s": 10}}}}
+    write_json(tmp_path / "reports" / "full" / "benchmark.timings.json", speed)
+    found = {name: c.check(tmp_path) for name, c in claims.items()}
+    assert all(found[name].holds for name in ("quick_beats_dull_best", "quick_goal", "full_goal", "full_over_eager"))
+    assert found["full_over_dull_best"].holds is False and found["full_over_eager"].measured == "30x"
