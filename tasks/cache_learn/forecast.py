@@ -195,7 +195,7 @@ def backward(plan: CachePlan, reference: Reference, weights: Tensor, chosen: Ten
     steps = recipe_steps(denoiser.schedule.config, recipe)
     labels = None if reference.labels is None else reference.labels[chosen]
     x = reference.states[0, chosen].clone()
-    earlier = remembered(steps)
+    earlier = remembered(steps, x, labels)
     with weighed(denoiser, plan, lambda name, step, outputs: weights[step, place[name], : len(outputs)]) as handle:
         predict = stepping(denoiser, handle)
         for i, solver in enumerate(steps):

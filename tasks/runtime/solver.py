@@ -59,11 +59,14 @@ class Opening:
         halves = np.frombuffer(base64.b64decode(self.x0), "<f2")
         return torch.from_numpy(halves.astype(np.float32)).view(self.shape)
 
-    def __call__(self, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-> x at the first row's time, x0."""
-        images = self.images.to(noise.device)
-        x0 = images[labels] if labels is not None and len(images) > 1 else images[:1].expand_as(noise)
-        return (self.a * noise).add_(x0, alpha=self.b), x0
+    def known(self, like: Tensor, labels: Tensor | None) -> Tensor:
+        """The x0 of images of such a shape."""
+        images = self.images.to(like.device)
+        return images[labels] if labels is not None and len(images) > 1 else images[:1].expand_as(like)
+
+    def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """-> x at the first row's time."""
+        return (self.a * noise).add_(self.known(noise, labels), alpha=self.b)
 
     @classmethod
     def of(cls, a: float, b: float, images: Tensor) -> "Opening":
@@ -377,25 +380,24 @@ def advance(step: SolverStep, x: Tensor, prediction: Tensor, earlier: Iterable[T
     return following, x0
 
 
-def remembered(steps: Sequence[SolverStep]) -> deque:
-    """For the x0 of the steps before, last first: it holds as many as some step reads."""
-    return deque(maxlen=max(len(step.b) for step in steps) - 1)
+def remembered(steps: Sequence[SolverStep], like: Tensor, labels: Tensor | None) -> deque:
+    """For the x0 of the steps before, last first: it holds as many as some step reads, now that of the opening, if there is
+    one. like: a tensor of the images' shape."""
+    earlier, opening = deque(maxlen=max(len(step.b) for step in steps) - 1), steps[0].opening
+    if opening is not None:
+        earlier.appendleft(opening.known(like, labels))
+    return earlier
 
 
-def begun(steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None) -> tuple[Tensor, deque]:
-    """x at the first row's time, and the x0 known by then."""
-    earlier = remembered(steps)
-    if steps[0].opening is None:
-        return noise, earlier
-    x, x0 = steps[0].opening(noise, labels)
-    earlier.appendleft(x0)
-    return x, earlier
+def begun(steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None) -> Tensor:
+    """x at the first row's time."""
+    return noise if steps[0].opening is None else steps[0].opening(noise, labels)
 
 
 def integrate(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None,
               clip: Clip) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (step, x before it, x0 predicted in it); with the last step, instead of x0, the sample: x after it."""
-    x, earlier = begun(steps, noise, labels)
+    x, earlier = begun(steps, noise, labels), remembered(steps, noise, labels)
     times = torch.tensor([s.t for s in steps], dtype=torch.float32, device=x.device)[:, None].repeat(1, len(x))
     for i, (s, t) in enumerate(zip(steps, times, strict=True)):
         following, x0 = advance(s, x, predict(x, t, labels, i), earlier, clip)

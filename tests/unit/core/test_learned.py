@@ -123,10 +123,10 @@ def test_the_times_move_the_coefficients_as_the_theory_says():
 def test_an_opening_is_the_first_ddim_step_of_a_network_that_knows_the_mean_alone():
     images = torch.rand(3, 1, 2, 2).half().float()
     opening, (noise, labels) = Opening.of(0.6, 0.8, images), (torch.randn(4, 1, 2, 2), torch.tensor([2, 0, 1, 2]))
-    x, x0 = opening(noise, labels)
-    assert torch.equal(x0, images[labels]) and torch.allclose(x, 0.6 * noise + 0.8 * images[labels])
+    assert torch.equal(opening.known(noise, labels), images[labels])
+    assert torch.allclose(opening(noise, labels), 0.6 * noise + 0.8 * images[labels])
     unlabelled = Opening.of(0.6, 0.8, images[:1])
-    assert torch.equal(unlabelled(noise, None)[1], images[:1].expand(4, -1, -1, -1))
+    assert torch.equal(unlabelled.known(noise, None), images[:1].expand(4, -1, -1, -1))
 
 
 def test_opening_images_are_the_mean_of_what_the_network_says_at_the_noisiest_timestep():
