@@ -97,13 +97,14 @@ MINIATURE = {  # of everything that takes time; nothing of it is good
     "pretrain_load": {"bank": 10, "bank_steps": 2},
     "profile": {"repeats": 3},
     "mask_search": {"images": 2, "steps": 2, "inputs": 4, "densities": [0.5]},
-    "distill": {"steps": 2, "warmup": 1, "batch": 4, "holdout": 4},
+    "solver_learn": {"evaluations": [2], "noises": 8, "held": 4, "teacher": {"steps": 3}, "steps": 1, "batch": 2},
+    "distill": {"steps": 2, "warmup": 1, "batch": 4, "holdout": 4, "few_steps": {"held": 4, "steps": 0}},
     "cache_learn": {"base_steps": 4, "grid": 4, "error_samples": 2, "max_gap": 2, "validation": 2,
                     "router": {"steps": 2, "batch": 2}, "refine": {"images": 2, "tries": 0},
                     "weights": {"steps": 1, "batch": 2}},
-    "evolve": {"evaluations": 3, "single_evaluations": 1, "lookahead": 2, "steps": [4, 6],
+    "evolve": {"evaluations": 3, "single_evaluations": 1, "lookahead": 2, "steps": [4, 6], "finals": {"images": 0},
                "protocol": {"images": 2, "chunk": 2, "calibration_images": 32, "calibration_steps": 4}}}
-UNTIL_EVOLVE = ("data", "pretrain_load", "profile", "mask_search", "distill", "cache_learn", "evolve")
+UNTIL_EVOLVE = ("data", "pretrain_load", "profile", "mask_search", "solver_learn", "distill", "cache_learn", "evolve")
 
 
 def committed_params() -> dict:
