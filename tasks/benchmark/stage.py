@@ -29,7 +29,7 @@ from tasks.core.params import Goal, check_choice, check_range
 from tasks.core.progress import track
 from tasks.core.recipe import VARIANTS, Recipe
 from tasks.core.sampler import initial_noise, labels_for
-from tasks.runtime.solver import Predict, clip_bound, integrate, recipe_steps
+from tasks.runtime.solver import Predict, clip_bound, final, recipe_steps
 
 INPUTS = ("pretrain_load", "package", "fid")
 BACKENDS = ("eager", "openvino")
@@ -135,8 +135,7 @@ def sampling(predict: Predict, shipped: Shipped, batch: int, steps: int) -> Call
 
     @torch.inference_mode()
     def sample() -> None:
-        for _ in integrate(predict, coefficients, noise, labels, clip_bound(shipped.schedule)):
-            pass
+        final(predict, coefficients, noise, labels, clip_bound(shipped.schedule))
 
     return sample
 

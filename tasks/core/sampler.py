@@ -1,7 +1,6 @@
 """Timestep lists, noise and the sampling loop of the pipeline; the solvers themselves are `runtime/solver.py`."""
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.recipe import Recipe
 from tasks.runtime.cache import CacheHandle, apply_cache
-from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, integrate, recipe_steps, with_guidance
+from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, final, integrate, recipe_steps, with_guidance
 
 SPACINGS = ("uniform", "logsnr", "quadratic", "karras")
 RHO, NOISIEST = 7, 80.0  # of Karras et al.: exponent, and sigma/alpha that lists begin at, or at the schedule's if that is less
@@ -153,12 +152,12 @@ def trajectory(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tens
     yield from integrate(with_guidance(predict, guidance, null_label), steps, noise, labels, clip_bound(schedule.config))
 
 
+@torch.inference_mode()
 def sample(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
            guidance: float = 1.0, null_label: int = 0) -> Tensor:
     """-> NCHW images in [-1, 1]."""
-    # nothing of a step outlives the next one, so the small tensors of all of them stay in the CPU's caches
-    [(_, _, images)] = deque(trajectory(predict, schedule, recipe, noise, labels, guidance, null_label), maxlen=1)
-    return images
+    steps = recipe_steps(schedule.config, recipe)
+    return final(with_guidance(predict, guidance, null_label), steps, noise, labels, clip_bound(schedule.config))
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

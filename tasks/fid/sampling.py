@@ -63,8 +63,8 @@ class Sampler:
 
 
 def without_steps(predict: Predict) -> Predict:
-    """Without a cache every step runs the same graph, and a recipe may have more steps than the package's own."""
-    return lambda x, t, labels, step: predict(x, t, labels, 0)
+    """Without a cache every step runs the same graph, and a recipe may have more steps than a package's own plan."""
+    return predict if not getattr(predict, "has_plan", True) else lambda x, t, labels, step: predict(x, t, labels, 0)
 
 
 def sample_jobs(jobs: Sequence[Job], make: Callable[[], Sampler], cluster: Cluster, batch: int,

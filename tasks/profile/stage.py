@@ -118,6 +118,8 @@ def make_cells(teacher: Denoiser, costs: Sequence[LayerCost], params: Params) ->
                 # counting nodes costs time, so the whole model is timed on a second copy without counters
                 counting = open_graph(folder, batch, torch.get_num_threads(), PERF_COUNT=True)
                 plain = open_graph(folder, batch, torch.get_num_threads()) if grain in WHOLE else counting
+                for predict in (counting, plain):
+                    predict(*inputs, 0)  # compiled while its files are there
                 yield Cell("openvino", precision, grain, density, batch, graph_probe(counting, costs, inputs),
                            partial(plain, *inputs, 0))
 

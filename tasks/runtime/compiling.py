@@ -20,11 +20,12 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from tasks.core import rooms
+from tasks.runtime.graph_solver import Solving, solved
 
 WEIGHTS = "weights.bin"
 LIMIT_S = 600.0  # for a child to compile the graphs of one folder; the largest tried took 3 s each
@@ -38,8 +39,8 @@ class Anatomy:
     """What has to be known of a graph before it is compiled."""
 
     company: frozenset[str]  # for every operation its kind and the kinds of those that it reads
+    kinds: frozenset[str]    # of its operations
     fatal: bool              # whether snippets would end the compiler
-    rounds: bool             # whether activations are rounded to integers
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Plan:
     batch: int
     properties: Mapping[str, object]
     company: frozenset[str]
+    solving: Solving | None = None  # the solver that is put into it, if one is
 
     @property
     def setting(self) -> str:
@@ -58,23 +60,32 @@ class Plan:
         return short_digest(json.dumps([version("openvino"), cpu(), used], sort_keys=True))
 
 
-def compile_graphs(folder: Path, count: int, batch: int, weight_bits: int, properties: Mapping[str, object]) -> list:
-    """-> openvino.CompiledModel of `0.xml` ... beside `weights.bin`, every axis fixed.
+def compile_graphs(paths: Sequence[Path], batch: int, weight_bits: int, properties: Mapping[str, object],
+                   solving: Solving | None = None) -> list:
+    """-> openvino.CompiledModel of each graph, every axis fixed. paths: `0.xml` ... beside `weights.bin`.
 
     weight_bits: of the widest integers among the weights. Raises ValueError in one line, with the graph, where the compiler
     refuses it or dies of it.
     """
-    plans = [planned(folder / f"{i}.xml", batch, weight_bits, properties) for i in range(count)]
+    plans = [planned(path, batch, weight_bits, properties, solving) for path in paths]
     rehearse(plans)
     return [compiled(plan) for plan in plans]
 
 
-def planned(path: Path, batch: int, weight_bits: int, properties: Mapping[str, object]) -> Plan:
+def planned(path: Path, batch: int, weight_bits: int, properties: Mapping[str, object], solving: Solving | None = None) -> Plan:
     found = anatomy(path.read_bytes())
     avoided = {"SNIPPETS_MODE": "DISABLE"} if found.fatal else {}
-    if found.rounds and weight_bits > 7 and saturates():
+    if "FakeQuantize" in found.kinds and weight_bits > 7 and saturates():
         avoided |= {"LP_TRANSFORMS_MODE": "NO", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}  # the second would round by itself
-    return Plan(path, batch, {**avoided, **properties}, found.company)
+    return Plan(path, batch, {**avoided, **properties}, company_of(found, solving), solving)
+
+
+def company_of(found: Anatomy, solving: Solving | None) -> frozenset[str]:
+    """A loop is another company for all that is inside, an update only for itself."""
+    if solving is None:
+        return found.company
+    own = {f"{'update' if solving.steps is None else 'loop'} with {solving.history} x0 of earlier steps"}
+    return own | (found.company if solving.steps is None else {f"loop: {kind}" for kind in found.company})
 
 
 def short_digest(text: str) -> str:
@@ -83,17 +94,17 @@ def short_digest(text: str) -> str:
 
 def compiled(plan: Plan):
     try:
-        return compile_static(plan.path, plan.batch, plan.properties)
+        return compile_static(plan.path, plan.batch, plan.properties, plan.solving)
     except RuntimeError as error:
         said = " ".join(str(error).split())[-200:]
         raise ValueError(f"{plan.path}: OpenVINO {version('openvino')} cannot compile it: {said}") from error
 
 
-def compile_static(path: Path, batch: int, properties: Mapping[str, object]):
+def compile_static(path: Path, batch: int, properties: Mapping[str, object], solving: Solving | None = None):
     core = openvino_core()
     graph = core.read_model(path, path.with_name(WEIGHTS))
     graph.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in graph.inputs if port.partial_shape.is_dynamic})
-    return core.compile_model(graph, "CPU", dict(properties))
+    return core.compile_model(graph if solving is None else solved(graph, solving), "CPU", dict(properties))
 
 
 @functools.cache
@@ -145,7 +156,7 @@ def read_anatomy(tree: ElementTree.Element) -> Anatomy:
         return ",".join(sorted({"given" if kinds[i] in GIVEN else kinds[i] for i in sources[node]}))
 
     company = frozenset(f"{read_by(node)}>{kind}" for node, kind in kinds.items())
-    return Anatomy(company, is_fatal(kinds, sources, readers), "FakeQuantize" in kinds.values())
+    return Anatomy(company, frozenset(kinds.values()), is_fatal(kinds, sources, readers))
 
 
 def is_fatal(kinds: Mapping[str, str], sources: Mapping[str, list], readers: Mapping[str, list]) -> bool:
@@ -174,7 +185,8 @@ def rehearse(plans: Sequence[Plan]) -> None:
     new = new_ones(plans)
     if not new:
         return
-    given = json.dumps([[str(plan.path.absolute()), plan.batch, dict(plan.properties)] for plan in new])
+    given = json.dumps([[str(plan.path.absolute()), plan.batch, dict(plan.properties), plan.solving and asdict(plan.solving)]
+                        for plan in new])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     try:
         child = subprocess.run(command(), input=given, capture_output=True, text=True, timeout=LIMIT_S, env=environment)
@@ -248,9 +260,9 @@ def memory(setting: str) -> Path:
 def main() -> None:
     """What the child does: standard input holds the graphs, standard output says which one it has begun."""
     import numpy as np
-    for path, batch, properties in json.load(sys.stdin):
+    for path, batch, properties, solving in json.load(sys.stdin):
         print(path, flush=True)
-        network = compile_static(Path(path), batch, properties)
+        network = compile_static(Path(path), batch, properties, solving and Solving(**solving))
         network([np.zeros(port.shape, port.element_type.to_dtype()) for port in network.inputs])
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 ATTRIBUTE = "_given_rows"
 MODULATION, TIME = CUTS = ("modulation", "time")
-LARGEST_TABLE = 2**24  # numbers, 64 MiB: of modulations for every step and label
+LARGEST_TABLE = 2**24  # numbers, 64 MiB: of modulations for every label and all steps
+MANY_STEPS = 64        # for which there must be room
 
 
 def label_rows(model: nn.Module) -> int:
@@ -25,10 +26,12 @@ def label_rows(model: nn.Module) -> int:
     return 0 if model.class_embedding is None else model.class_embedding.num_embeddings
 
 
-def suitable_cut(model: nn.Module, steps: int) -> str:
-    """Modulations, unless a table of them for so many steps would be too large."""
-    labels = label_rows(model)
-    return MODULATION if max(labels, 1) * steps * sum(widths(model, MODULATION)) <= LARGEST_TABLE else TIME
+def suitable_cut(model: nn.Module) -> str:
+    """Modulations, unless a table of them would be too large or some norm of a UNet reads the time embedding itself."""
+    if any(type(module).__name__ == "AdaGroupNorm" for module in model.modules()):
+        return TIME
+    numbers = max(label_rows(model), 1) * sum(widths(model, MODULATION))
+    return MODULATION if numbers * MANY_STEPS <= LARGEST_TABLE else TIME
 
 
 def given_modules(model: nn.Module, cut: str) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from tasks.runtime.packed import MANIFEST, RECIPE, SCHEDULER, blamed_on, read_ma
 from tasks.runtime.precision import widths
 
 INDEX = "graph.json"
-KEYS = {"forms", "sinusoids", "labelled", "steps", "sums", "inference_precision", "precision", "files"}
-SINUSOIDS = {"num_channels": int, "flip_sin_to_cos": bool, "downscale_freq_shift": (int, float), "scale": (int, float)}
+CONDITIONING = "conditioning.xml"
+KEYS = {"forms", "labelled", "rows", "steps", "sums", "inference_precision", "precision", "files"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ def step_forms(terms: dict[str, list], steps: int) -> list[Form]:
 def lowered(precision: Mapping[str, str]) -> dict[str, str]:
     """Without the layers that stay in fp32."""
     return {layer: token for layer, token in precision.items() if token != "fp32"}
+
+
+def graph_files(forms: int) -> list[str]:
+    return [*(f"{i}.xml" for i in range(forms)), CONDITIONING]
 
 
 def weight_bits(precision: Mapping[str, str]) -> int:
@@ -115,8 +119,9 @@ def check_index(path: Path, index: dict) -> None:
         raise ValueError(f"{path}: forms: {short(forms)} is not a list of graphs, each with skipped, kept and summed")
     if not isinstance(index["labelled"], bool) or index["inference_precision"] not in ("f32", "bf16"):
         raise ValueError(f"{path}: labelled is not true or false, or inference_precision is neither f32 nor bf16")
-    if not is_sinusoids(index["sinusoids"]):
-        raise ValueError(f"{path}: sinusoids: {short(index['sinusoids'])} is neither null nor {', '.join(SINUSOIDS)}")
+    rows = index["rows"]
+    if not isinstance(rows, dict) or rows.keys() != {"labels", "width"} or not all(type(n) is int for n in rows.values()):
+        raise ValueError(f"{path}: rows: {short(rows)} does not give how many labels and numbers a table of rows has")
     if steps is not None and not (is_list(steps, int) and steps and all(step in range(len(forms)) for step in steps)):
         raise ValueError(f"{path}: steps: {short(steps)} is not a list of graphs between 0 and {len(forms) - 1}")
     if not isinstance(terms, dict) or not all(is_sums(rows, len(steps or ())) for rows in terms.values()):
@@ -124,14 +129,9 @@ def check_index(path: Path, index: dict) -> None:
     with blamed_on(path):
         check_precision(index["precision"])
     check_manifest(path, index["files"])
-    names = {WEIGHTS, *(f"{i}.xml" for i in range(len(forms)))}
+    names = {WEIGHTS, *graph_files(len(forms))}
     if index["files"].keys() != names:
         raise ValueError(f"{path}: files: names {', '.join(sorted(index['files']))}, expected {', '.join(sorted(names))}")
-
-
-def is_sinusoids(how: Any) -> bool:
-    return how is None or (isinstance(how, dict) and how.keys() == SINUSOIDS.keys()
-                           and all(isinstance(how[key], kind) for key, kind in SINUSOIDS.items()))
 
 
 def is_form(form: Mapping) -> bool:

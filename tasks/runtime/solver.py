@@ -145,10 +145,17 @@ def noise_prediction(alpha: float, sigma: float, prediction_type: str) -> tuple[
 
 def solver_steps(scheduler_config: dict, timesteps: Sequence[int], solver: str) -> list[SolverStep]:
     """The rows of a solver that has a formula, for a strictly decreasing timestep list. scheduler_config: a DDIMScheduler's."""
+    return list(_solver_steps(json.dumps(dict(scheduler_config), sort_keys=True), tuple(timesteps), solver))
+
+
+@functools.lru_cache(maxsize=64)
+def _solver_steps(config: str, timesteps: tuple[int, ...], solver: str) -> tuple[SolverStep, ...]:
+    """Of a short list they take as long as an evaluation of a small network: once a list."""
+    scheduler_config = json.loads(config)
     kind, path = scheduler_config.get("prediction_type", "epsilon"), Path.of(scheduler_config, timesteps, solver)
     factors = as_predicted(path, kind) if solver == "ddim_diffusers" else FORMULAS[solver](path)
-    return [SolverStep(float(t), *data_prediction(path.alpha[i], path.sigma[i], kind), *found)
-            for i, (t, found) in enumerate(zip(timesteps, factors, strict=True))]
+    return tuple(SolverStep(float(t), *data_prediction(path.alpha[i], path.sigma[i], kind), *found)
+                 for i, (t, found) in enumerate(zip(timesteps, factors, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -404,6 +411,16 @@ def integrate(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labe
         yield i, x, x0 if i + 1 < len(steps) else following
         x = following
         earlier.appendleft(x0)
+
+
+def final(predict: Predict, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None, clip: Clip) -> Tensor:
+    """Where the trajectory ends, NCHW. A network that has a way of its own to run a whole one, `sample`, takes that."""
+    whole = getattr(predict, "sample", None)
+    if whole is not None:
+        return whole(steps, noise, labels, clip)
+    # nothing of a step outlives the next one, so the small tensors of all of them stay in the CPU's caches
+    [(_, _, images)] = deque(integrate(predict, steps, noise, labels, clip), maxlen=1)
+    return images
 
 
 def clip_bound(scheduler_config: dict) -> Clip:

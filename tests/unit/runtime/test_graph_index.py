@@ -18,7 +18,7 @@ from tasks.runtime.packed import open_model, verify
 
 PLAN = CachePlan(sublayers=("transformer_blocks.0.ff",), compute=((True,), (False,), (True,)))
 RECIPE = Recipe(timesteps=(900, 500, 100), cache=PLAN, precision={"proj_out_2": "bf16"})
-ROOM = ("openvino/0.xml", "openvino/1.xml", "openvino/weights.bin")
+ROOM = ("openvino/0.xml", "openvino/1.xml", "openvino/conditioning.xml", "openvino/weights.bin")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ INDEX = {
     "another precision": ({"inference_precision": "f16"}, "inference_precision"),
     "no token": ({"precision": {"a": "fp8"}}, "fp8"), "files a list": ({"files": []}, "no `files`"),
     "a file outside": ({"files": {"../0.xml": {"bytes": 1, "blake2b": "0" * 32}}}, "../0.xml is not a file inside the folder"),
-    "no files": ({"files": {}}, "files: names , expected 0.xml, 1.xml, weights.bin"),
+    "no files": ({"files": {}}, "files: names , expected 0.xml, 1.xml, conditioning.xml, weights.bin"),
 }
 
 
@@ -166,7 +166,7 @@ def test_a_graph_that_is_open_outlives_another_export_into_its_folder(networks, 
     export(networks[1], Recipe(timesteps=(900,)), tmp_path)
     assert read.read() == weights != (tmp_path / "weights.bin").read_bytes()
     assert torch.equal(predict(*inputs, 0), before)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.xml", "graph.json", "weights.bin"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.xml", "conditioning.xml", "graph.json", "weights.bin"]
     assert not torch.equal(open_graph(tmp_path, 2, 1)(*inputs, 0), before)
 
 
