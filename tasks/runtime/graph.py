@@ -19,7 +19,7 @@ from tasks.runtime.compiling import anatomy, compile_graphs
 from tasks.runtime.conditioning import RowTable
 from tasks.runtime.graph_export import export
 from tasks.runtime.graph_index import CONDITIONING, graph_files, read_index, weight_bits
-from tasks.runtime.graph_solver import Solving, coefficients, history_of
+from tasks.runtime.graph_solver import Solving, coefficients, history_of, started
 from tasks.runtime.solver import Clip, SolverStep, Thresholding, integrate
 
 LOOPED, STEPPED, PLAIN = WAYS = ("loop", "step", "evaluation")
@@ -171,7 +171,8 @@ class GraphPredictor:
         rows = torch.from_numpy(bound.rows).view(len(steps), self.batch, -1)
         for row, step in zip(rows, steps, strict=True):
             self.write_rows(row, step.t, labels)
-        bound.x[...], bound.coefficients[...] = noise.float().numpy(), np.ravel([coefficients(s, history) for s in steps])
+        bound.start(*started(steps, noise, labels))
+        bound.coefficients[...] = np.ravel([coefficients(s, history) for s in steps])
         bound.set_labels(labels)
         bound.request.infer()
         return torch.from_numpy(bound.put_out[0].copy())
@@ -187,13 +188,12 @@ class GraphPredictor:
     def stepped(self, steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None, clip: float | None) -> Tensor:
         history = history_of(steps)
         forms = self.solving(Solving(history, clip))
-        x, past = noise.float().numpy(), np.zeros(1, np.float32)
+        x, past = started(steps, noise, labels)
         for i, step in enumerate(steps):
             place = self.place(i)
             bound = forms[place]
-            bound.x[...], bound.coefficients[...] = x, coefficients(step, history)
-            if bound.past is not None:
-                bound.past[...] = past
+            bound.start(x, past)
+            bound.coefficients[...] = coefficients(step, history)
             self.write_rows(torch.from_numpy(bound.rows), step.t, labels)
             bound.set_labels(labels)
             self.infer(bound, self.index["forms"][place], i)
@@ -211,14 +211,19 @@ class Bound:
         def last(there: bool) -> np.ndarray | None:
             return request.get_input_tensor(places.pop()).data if there else None
 
-        updates = solving is not None and solving.steps is None
-        self.past = last(updates and solving.history > 0)
+        self.past = last(solving is not None and solving.history > 0)
         self.coefficients = last(solving is not None)
         self.weights = last(bool(form["skipped"]) and form["summed"])
         self.x, self.rows, *labels = (request.get_input_tensor(i).data for i in places[: 3 if labelled else 2])
         self.labels = labels[0] if labels else None
         self.reused = dict.fromkeys(places[3 if labelled else 2 :])  # place -> tensor that another step's request wrote
+        updates = solving is not None and solving.steps is None
         self.put_out = [request.get_output_tensor(i).data for i in range(2 if updates else 1)]
+
+    def start(self, x: np.ndarray, past: np.ndarray) -> None:
+        self.x[...] = x
+        if self.past is not None:
+            self.past[...] = past
 
     def set_labels(self, labels: Tensor | None) -> None:
         if self.labels is not None:

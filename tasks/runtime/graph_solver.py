@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
-from tasks.runtime.solver import SolverStep
+from tasks.runtime.solver import SolverStep, begun, remembered
 
 FEWEST = 4  # coefficients of a step without history: p, q, a, d; its b follow
 
@@ -34,6 +35,14 @@ def history_of(steps: Sequence[SolverStep]) -> int:
 def coefficients(step: SolverStep, history: int) -> list[float]:
     """In the order in which `with_update` reads them; an x0 that a step does not read counts 0."""
     return [step.p, step.q, step.a, step.d, *step.b, *[0.0] * (history + 1 - len(step.b))]
+
+
+def started(steps: Sequence[SolverStep], noise: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """x at the first row's time, and the x0 that are known before it, (history, *x), last first: that of an opening, if any."""
+    past = np.zeros((history_of(steps), *noise.shape), np.float32)
+    for place, x0 in zip(past, remembered(steps, noise, labels), strict=False):
+        place[...] = x0.numpy()
+    return begun(steps, noise, labels).float().numpy(), past
 
 
 def solved(graph, solving: Solving):
@@ -70,7 +79,8 @@ def with_update(graph, solving: Solving):
 
 def looped(body, solving: Solving):
     """body: as `with_update` makes it, of a network that keeps nothing -> graph of x, rows (steps * batch, width), labels if
-    the body takes any, and coefficients (steps * each) -> x after the last step."""
+    the body takes any, coefficients (steps * each) and, where there is a history, what of it is known before the first step ->
+    x after the last step."""
     import openvino as ov
     ops = ov.opset13
     parameters = body.get_parameters()
@@ -86,8 +96,7 @@ def looped(body, solving: Solving):
         loop.set_sliced_input(part, whole.output(0), 0, part.shape[0], part.shape[0], -1, 0)
     for part, whole in zip(labels, fixed, strict=True):
         loop.set_invariant_input(part, whole.output(0))
-    if solving.history:
-        past = parameters[-1]
-        nothing = ops.constant(np.zeros(list(past.shape), np.float32))
-        loop.set_merged_input(past, nothing.output(0), past_next)
-    return ov.Model([loop.get_iter_value(following, -1)], [outer[0], outer[1], *fixed, outer[2]])
+    known = [ops.parameter(list(one.shape), np.float32, "past") for one in (parameters[-1:] if solving.history else [])]
+    for whole in known:
+        loop.set_merged_input(parameters[-1], whole.output(0), past_next)
+    return ov.Model([loop.get_iter_value(following, -1)], [outer[0], outer[1], *fixed, outer[2], *known])

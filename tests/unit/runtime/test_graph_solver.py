@@ -1,5 +1,7 @@
 """A trajectory inside OpenVINO is the one that the solver's own arithmetic in torch takes with the same network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tasks.runtime.conditioning import RowTable
 from tasks.runtime.graph import LOOPED, PLAIN, STEPPED, live_graph
 from tasks.runtime.graph_solver import Solving, coefficients, solved
 from tasks.runtime.precision import apply_precision, calibrate_ranges, remove_precision
-from tasks.runtime.solver import SolverStep, Thresholding, integrate, solver_steps
+from tasks.runtime.solver import Opening, SolverStep, Thresholding, integrate, solver_steps
 
 BATCH = 3
 LEARNED = (SolverStep(t=991.25, p=0.2, q=-0.9, a=0.7, b=(0.4,)),
@@ -19,10 +21,18 @@ LEARNED = (SolverStep(t=991.25, p=0.2, q=-0.9, a=0.7, b=(0.4,)),
            SolverStep(t=80.75, p=0.95, q=-0.2, a=0.1, b=(1.3, -0.6, 0.3, -0.1)))
 
 
-@pytest.fixture(params=["ddim", "dpm2m", "ddim_diffusers", "learned"])
+def with_opening(tiny_denoiser):
+    """LEARNED with a mean image for each label; every row reads one x0 more, the opening's."""
+    rng = torch.Generator().manual_seed(3)
+    images = torch.rand(max(1, tiny_denoiser.num_classes), *tiny_denoiser.sample_shape, generator=rng) - 0.5
+    rows = [replace(row, b=(*row.b, 0.3)) for row in LEARNED]
+    return (replace(rows[0], opening=Opening.of(0.9, 0.4, images)), *rows[1:])
+
+
+@pytest.fixture(params=["ddim", "dpm2m", "ddim_diffusers", "learned", "opened"])
 def steps(request, tiny_denoiser):
-    if request.param == "learned":
-        return LEARNED
+    if request.param in ("learned", "opened"):
+        return LEARNED if request.param == "learned" else with_opening(tiny_denoiser)
     return tuple(solver_steps(tiny_denoiser.schedule.config, spaced_timesteps(tiny_denoiser.schedule, 5), request.param))
 
 
