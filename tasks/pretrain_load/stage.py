@@ -49,6 +49,7 @@ class TrainParams:
     steps: int
     batch: int
     lr: float
+    muon_lr: float        # of the matrices of attentions and feed-forwards, by Muon; 0: AdamW trains them, too
     warmup: int           # steps
     weight_decay: float
     ema_decay: float
@@ -58,9 +59,11 @@ class TrainParams:
     def __post_init__(self):
         check_choice("train.architecture", self.architecture, ("dit", "unet"))
         for name, low, high in (("width", 8, 8192), ("depth", 1, 100), ("heads", 1, 128), ("patch", 1, 64), ("steps", 1, 10**8),
-                                ("batch", 1, 65536), ("lr", 0, 1), ("warmup", 1, 10**6), ("weight_decay", 0, 10),
-                                ("ema_decay", 0, 1), ("label_dropout", 0, 1)):
+                                ("batch", 1, 65536), ("lr", 0, 1), ("muon_lr", 0, 1), ("warmup", 1, 10**6),
+                                ("weight_decay", 0, 10), ("ema_decay", 0, 1), ("label_dropout", 0, 1)):
             check_range(f"train.{name}", getattr(self, name), low, high)
+        if self.architecture == "unet" and self.muon_lr:
+            raise ValueError(f"pretrain_load.train.muon_lr: {self.muon_lr}; Muon trains matrices of a dit, a unet takes 0")
 
 
 @dataclass(frozen=True, kw_only=True)

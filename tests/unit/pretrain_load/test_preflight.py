@@ -1,5 +1,6 @@
 """A teacher against the data, by configs and headers alone; and a UNet whose last label means no label."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -130,8 +131,13 @@ def test_inspect_keeps_what_load_reads(tmp_path):
 # ---- the hub
 
 HUB = {"source": "hub", "path": ".", "repo_id": "owner/name", "revision": "0123abc", "bank": 10, "bank_steps": 2, "seed": 0}
-TRAIN = stage.TrainParams(**SHAPE, steps=1, batch=1, lr=0.1, warmup=1, weight_decay=0.0, ema_decay=0.9, label_dropout=0.1,
-                          bf16=False)
+TRAIN = stage.TrainParams(**SHAPE, steps=1, batch=1, lr=0.1, muon_lr=0.0, warmup=1, weight_decay=0.0, ema_decay=0.9,
+                          label_dropout=0.1, bf16=False)
+
+
+def test_a_unet_is_not_trained_by_muon():
+    with pytest.raises(ValueError, match=r"^pretrain_load\.train\.muon_lr: 0\.02; Muon trains"):
+        dataclasses.replace(TRAIN, architecture="unet", muon_lr=0.02)
 
 
 @pytest.fixture

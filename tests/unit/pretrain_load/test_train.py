@@ -6,10 +6,10 @@ import torch
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.training import draw_batch, stratified_timesteps, warmup_cosine
 from tasks.pretrain_load.stage import build
-from tasks.pretrain_load.train import train
+from tasks.pretrain_load.train import optimisers, train
 
-HOW = {"batch": 8, "lr": 3e-3, "warmup": 5, "weight_decay": 0.0, "ema_decay": 0.99, "label_dropout": 0.1, "bf16": False,
-       "seed": 1}
+HOW = {"batch": 8, "lr": 3e-3, "muon_lr": 0.0, "warmup": 5, "weight_decay": 0.0, "ema_decay": 0.99,
+       "label_dropout": 0.1, "bf16": False, "seed": 1}
 SHAPE = {"architecture": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 4}
 
 
@@ -38,11 +38,13 @@ class KilledAt(Checkpoint):
             raise Killed
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path):
-    undisturbed, curve = train(tiny(), *images, steps=40, **HOW, checkpoint=Checkpoint(tmp_path / "a", "k" * 16, every_s=1e9))
+@pytest.mark.parametrize("muon_lr", [0.0, 0.02])
+def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path, muon_lr):
+    how = HOW | {"muon_lr": muon_lr}
+    undisturbed, curve = train(tiny(), *images, steps=40, **how, checkpoint=Checkpoint(tmp_path / "a", "k" * 16, every_s=1e9))
     with pytest.raises(Killed):
-        train(tiny(), *images, steps=40, **HOW, checkpoint=KilledAt(tmp_path / "b", "k" * 16, every_s=0))
-    resumed, again = train(tiny(), *images, steps=40, **HOW, checkpoint=Checkpoint(tmp_path / "b", "k" * 16, every_s=1e9))
+        train(tiny(), *images, steps=40, **how, checkpoint=KilledAt(tmp_path / "b", "k" * 16, every_s=0))
+    resumed, again = train(tiny(), *images, steps=40, **how, checkpoint=Checkpoint(tmp_path / "b", "k" * 16, every_s=1e9))
     assert curve == again
     for (name, one), two in zip(undisturbed.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
@@ -51,6 +53,17 @@ def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path):
 def test_it_learns(images, tmp_path):
     _, curve = train(tiny(), *images, steps=150, **HOW, checkpoint=Checkpoint(tmp_path, "k" * 16, every_s=1e9))
     assert curve[-1][1] < 0.6  # the velocity has unit variance here: a network that says nothing scores 1
+
+
+def test_muon_trains_the_matrices_of_attentions_and_feed_forwards_and_adamw_the_rest():
+    model = tiny().model
+    adamw, muon = optimisers(model, 1e-3, 0.02, 0.0)
+    block = model.transformer_blocks[0]
+    linears = [layer for part in (block.attn1, block.ff) for layer in part.modules() if isinstance(layer, torch.nn.Linear)]
+    wanted, total = {id(layer.weight) for layer in linears}, {id(value) for value in model.parameters()}
+    by_muon, by_adamw = ({id(value) for value in one.param_groups[0]["params"]} for one in (muon, adamw))
+    assert by_muon == wanted and len(wanted) == 6 and by_adamw == total - wanted
+    assert len(optimisers(model, 1e-3, 0.0, 0.0)) == 1
 
 
 def test_a_truncated_checkpoint_starts_afresh(tmp_path, capsys):
