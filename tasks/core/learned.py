@@ -20,7 +20,8 @@ from tasks.runtime.solver import NO_SIGNAL, Opening, SolverStep, alphas_cumprod,
 
 SHIFT = 50.0      # timesteps that one unit of the learned shift is: all numbers then move at rates of one size
 SPREAD = 0.05     # of an opening's x0 over the noise, as a share of its variance over labels and pixels: above, there is none
-LEAST_GAP = 0.5   # timesteps between two times of the start, at the least
+LEAST_GAP = 0.5   # timesteps between two times that coefficients are calculated at, at the start
+APART = 1e-3      # timesteps between two times that the network is told, at the least
 
 
 class LearnedSolver(nn.Module):
@@ -43,6 +44,8 @@ class LearnedSolver(nn.Module):
         self.b = nn.Parameter(torch.zeros(self.n, self.n + self.opened, dtype=torch.float64))
         self.images = nn.Parameter(start[0].opening.images.clone()) if self.opened else None
         with torch.no_grad():
+            told = torch.tensor([row.t for row in start], dtype=torch.float64)
+            self.register_buffer("ahead", told - self.times(), persistent=False)
             self.register_buffer("offset", self.given() - self.theory(self.times()), persistent=False)
 
     def numbers(self) -> list[nn.Parameter]:
@@ -59,7 +62,7 @@ class LearnedSolver(nn.Module):
         return table
 
     def times(self) -> Tensor:
-        """(n,) falling, from T - 1 at the most."""
+        """(n,) falling, from T - 1 at the most. At the start they are those of the given rows, but for LEAST_GAP."""
         first = self.start[0].t
         highest = first * torch.exp(self.first[0]).clamp(max=self.last / max(1.0, first))
         shares = (self.gaps + self.stick).softmax(0)
@@ -90,26 +93,25 @@ class LearnedSolver(nn.Module):
         known = torch.ones_like(self.b).tril(int(self.opened))
         learned = torch.cat([self.a.new_zeros(self.n, 2), self.a[:, None], self.b * known], 1)
         opening = torch.cat([self.first[1:], self.a.new_zeros(learned.shape[1] - 2)])[None]
-        return (t + SHIFT * self.shift).clamp(0, self.last), self.offset + self.theory(t) + torch.cat([opening, learned])
+        told = falling((t + self.ahead + SHIFT * self.shift).clamp(0, self.last))
+        return told, self.offset + self.theory(t) + torch.cat([opening, learned])
 
     @torch.no_grad()
     def rows(self) -> tuple[SolverStep, ...]:
-        """As a recipe carries them. Times that the network is told must fall strictly there: equal ones are pushed apart."""
+        """As a recipe carries them."""
         told, table = (values.tolist() for values in self.table())
         rows = [SolverStep(t=t, p=p, q=q, a=a, b=tuple(b[:1 + i + self.opened]))
-                for i, (t, (p, q, a, *b)) in enumerate(zip(falling(told), table[1:], strict=True))]
+                for i, (t, (p, q, a, *b)) in enumerate(zip(told, table[1:], strict=True))]
         if self.opened:
             rows[0] = replace(rows[0], opening=Opening.of(*table[0][:2], self.images))
         return tuple(rows)
 
 
-def falling(times: Sequence[float], apart: float = 1e-3) -> list[float]:
-    """Push times that do not fall apart, as little as possible, staying at or above 0."""
-    found: list[float] = []
-    for i, t in enumerate(times):
-        floor = (len(times) - 1 - i) * apart
-        found.append(max(floor, min(t, found[-1] - apart if found else t)))
-    return found
+def falling(times: Tensor) -> Tensor:
+    """(n,) Push times that do not fall by APART apart, as little as possible, staying at or above 0: those of a recipe's rows
+    fall strictly."""
+    spread = APART * torch.arange(len(times), dtype=times.dtype, device=times.device)
+    return (times + spread).cummin(0).values.clamp(min=spread[-1]) - spread
 
 
 def timesteps_of(rows: Sequence[SolverStep]) -> tuple[int, ...]:

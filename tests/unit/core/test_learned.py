@@ -142,8 +142,31 @@ def test_opening_images_are_the_mean_of_what_the_network_says_at_the_noisiest_ti
 
 
 def test_falling():
-    assert falling([9.0, 9.5, 3.0]) == [9.0, 9.0 - 1e-3, 3.0]
-    assert falling([1.0, 0.0, 0.0]) == pytest.approx([1.0, 1e-3, 0.0])
+    found = [falling(torch.tensor(times).double()).tolist() for times in ([9.0, 9.5, 3.0], [1.0, 0.0, 0.0])]
+    assert found[0] == pytest.approx([9.0, 9.0 - 1e-3, 3.0]) and found[1] == pytest.approx([1.0, 1e-3, 0.0])
+
+
+def test_times_that_a_training_shifts_past_one_another_are_judged_as_they_ship():
+    teacher, (noise, labels) = denoiser(), start()
+    solver = LearnedSolver(teacher.schedule, classical(teacher, 3, True))
+    with torch.no_grad():
+        solver.shift.copy_(torch.tensor([-1.2, 0.0, 0.0]))  # the first time is told below the second one
+        assert solver.times()[0] - 60 < solver.times()[1]
+        found = unroll(predicting(teacher, False), solver, noise, labels, 1.0)
+    rows = solver.rows()
+    recipe = Recipe(timesteps=timesteps_of(rows), solver="learned", rows=rows)
+    assert torch.allclose(found, sample(network(teacher), teacher.schedule, recipe, noise, labels), atol=1e-4)
+
+
+@pytest.mark.parametrize("timesteps", [(99, 50, 1, 0), (99, 3, 2, 1)])
+def test_a_start_of_times_next_to_one_another_stays_as_it_is(timesteps):
+    schedule = denoiser().schedule
+    first = LearnedSolver(schedule, solver_steps(schedule.config, timesteps, "ddim"))
+    assert [row.t for row in first.rows()] == pytest.approx(timesteps, abs=1e-9)
+    with torch.no_grad():
+        first.shift[1] = -1.0  # the second time is told where the third one is
+    rows = first.rows()
+    assert [row.t for row in LearnedSolver(schedule, rows).rows()] == pytest.approx([row.t for row in rows], abs=1e-9)
 
 
 def test_moments_by_hand():
