@@ -10,7 +10,16 @@ from torch import Tensor
 from tasks.core.denoiser import Denoiser, Schedule
 from tasks.core.recipe import Recipe
 from tasks.runtime.cache import CacheHandle, apply_cache
-from tasks.runtime.solver import NO_SIGNAL, Predict, clip_bound, final, integrate, recipe_steps, with_guidance
+from tasks.runtime.solver import (
+    NO_SIGNAL,
+    Predict,
+    clip_bound,
+    final,
+    guided_steps,
+    integrate,
+    recipe_steps,
+    with_guidance,
+)
 
 SPACINGS = ("uniform", "logsnr", "quadratic", "karras")
 RHO, NOISIEST = 7, 80.0  # of Karras et al.: exponent, and sigma/alpha that lists begin at, or at the schedule's if that is less
@@ -148,16 +157,18 @@ def stepping(denoiser: Denoiser, handle: CacheHandle) -> Predict:
 def trajectory(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
                guidance: float = 1.0, null_label: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (step, x before it, x0 predicted in it), each NCHW; with the last step the sample instead of x0."""
-    steps = recipe_steps(schedule.config, recipe)
-    yield from integrate(with_guidance(predict, guidance, null_label), steps, noise, labels, clip_bound(schedule.config))
+    clip = clip_bound(schedule.config)
+    steps = guided_steps(recipe_steps(schedule.config, recipe), guidance, clip)
+    yield from integrate(with_guidance(predict, guidance, null_label), steps, noise, labels, clip)
 
 
 @torch.inference_mode()
 def sample(predict: Predict, schedule: Schedule, recipe: Recipe, noise: Tensor, labels: Tensor | None,
            guidance: float = 1.0, null_label: int = 0) -> Tensor:
     """-> NCHW images in [-1, 1]."""
-    steps = recipe_steps(schedule.config, recipe)
-    return final(with_guidance(predict, guidance, null_label), steps, noise, labels, clip_bound(schedule.config))
+    clip = clip_bound(schedule.config)
+    steps = guided_steps(recipe_steps(schedule.config, recipe), guidance, clip)
+    return final(with_guidance(predict, guidance, null_label), steps, noise, labels, clip)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from .cache import FORECASTS, TRUNK, check_forecast
 from .precision import widths
 
@@ -83,10 +85,13 @@ def check_rows(rows: Any, solver: str, timesteps: Sequence[int], total: int | No
     if not top >= times[0] or times[-1] < 0 or any(after >= before for before, after in zip(times, times[1:], strict=False)):
         raise ValueError(f"recipe: rows: times {short(times)} do not fall strictly from "
                          f"{'T - 1' if total is None else top} to 0")
+    for step, (t, whole) in enumerate(zip(times, timesteps, strict=True)):
+        if abs(t - whole) > len(rows):  # equal whole numbers are pushed apart, by one each
+            raise ValueError(f"recipe: rows: step {step}: t {t} is not near {whole}, its timestep")
 
 
 def check_opening(opening: Any) -> None:
-    """Two finite numbers, and an image for each label, as many bytes as its shape says."""
+    """Two finite numbers, and an image of finite numbers for each label, as many bytes as its shape says."""
     check_keys("recipe: rows: opening", opening, OPENING_KEYS, OPENING_KEYS)
     for key in OPENING_KEYS[:2]:
         if not is_number(opening[key]):
@@ -95,11 +100,24 @@ def check_opening(opening: Any) -> None:
     if not is_list(shape, int) or len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"recipe: rows: opening: shape {short(shape)} is not labels, channels, height and width")
     try:
-        found = len(base64.b64decode(opening["x0"], validate=True))
+        halves = base64.b64decode(opening["x0"], validate=True)
     except (TypeError, ValueError):
         raise ValueError(f"recipe: rows: opening: x0 {short(opening['x0'])} is not base64") from None
-    if found != 2 * math.prod(shape):
-        raise ValueError(f"recipe: rows: opening: x0 has {found} bytes, not {2 * math.prod(shape)}, two a value of its shape")
+    if len(halves) != 2 * math.prod(shape):
+        raise ValueError(f"recipe: rows: opening: x0 has {len(halves)} bytes, not {2 * math.prod(shape)}, two a value of its "
+                         "shape")
+    if not np.isfinite(np.frombuffer(halves, "<f2")).all():
+        raise ValueError("recipe: rows: opening: x0 is not finite")
+
+
+def check_opening_fits(opening: Any, images: Sequence[int], num_classes: int) -> None:
+    """Raise ValueError unless it is of such images, (C, H, W), and has one for all labels or one for each."""
+    if opening is None:
+        return
+    labels, *shape = opening["shape"]
+    if shape != list(images) or labels not in (1, num_classes):
+        raise ValueError(f"recipe: rows: opening: shape {opening['shape']} does not fit the model, which makes images of "
+                         f"{list(images)} of {num_classes} classes")
 
 
 def check_row(step: int, row: dict, known: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .cache import apply_cache, check_plan
 from .checks import check_file, check_manifest, read_object
 from .masks import restore_shapes
-from .meaning import check_keys, check_recipe, is_list, short
+from .meaning import check_keys, check_opening_fits, check_recipe, is_list, short
 from .precision import apply_precision, forget_originals, pack, unpack
 
 FORMAT = 1  # of package.json and packing.json
@@ -67,15 +67,12 @@ class PackedDenoiser(torch.nn.Module):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        size = self.model.config.sample_size
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        return self.model.config.in_channels, height, width
+        return shape_of(self.model)
 
     @property
     def num_classes(self) -> int:
-        """0 for an unconditional model. `_num_classes` is in the config of a UNet whose label table has a row more."""
-        config = self.model.config
-        return config.get("_num_classes") or config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+        """0 for an unconditional model."""
+        return classes_of(self.model)
 
     @property
     def null_label(self) -> int:
@@ -111,6 +108,19 @@ class PackedDenoiser(torch.nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32
+
+
+def shape_of(model: torch.nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of its images."""
+    size = model.config.sample_size
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return model.config.in_channels, height, width
+
+
+def classes_of(model: torch.nn.Module) -> int:
+    """`_num_classes` is in the config of a UNet whose label table has a row more."""
+    config = model.config
+    return config.get("_num_classes") or config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
 
 
 def time_input(model: torch.nn.Module, t: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def check_packing(packing: dict) -> None:
 
 
 def check_layers(model: torch.nn.Module, recipe: dict) -> None:
-    """Raise ValueError for a sublayer or a layer that the model does not have."""
+    """Raise ValueError for a sublayer or a layer that the model does not have, and for an opening of other images."""
     layers = {name for name, _ in model.named_modules()}
     for name in recipe["precision"]:
         if name not in layers:
@@ -177,6 +187,8 @@ def check_layers(model: torch.nn.Module, recipe: dict) -> None:
     for name in (recipe["sparsity"] or {}).get("density", ()):
         if name.removesuffix(".qk").removesuffix(".av") not in layers:
             raise ValueError(f"recipe: density of {name}: the model has no such layer")
+    if recipe.get("rows"):
+        check_opening_fits(recipe["rows"][0].get("opening"), shape_of(model), classes_of(model))
     if recipe["cache"]:
         check_plan(model, recipe["cache"]["sublayers"], recipe["cache"]["compute"])
 

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from .solver import KNOWN, clip_bound, integrate, recipe_steps, with_guidance
+from .solver import KNOWN, clip_bound, guided_steps, integrate, recipe_steps, with_guidance
 
 
 class CompressedPipeline(DiffusionPipeline):
@@ -46,7 +46,8 @@ class CompressedPipeline(DiffusionPipeline):
         batch_size: defaults to the number of labels, of noise images, or 1. class_labels: one a sample; a conditional
         model without labels draws unconditional samples. noise: (N, C, H, W) standard normal, drawn from `generator` if
         None. output_type: pil | np (NHWC in [0, 1]) | pt (NCHW in [0, 1]) | latent (NCHW as the solver leaves it, [-1, 1]).
-        Raises ValueError for labels outside the model's classes, for sizes that disagree and for a recipe that means nothing.
+        Raises ValueError for labels outside the model's classes, for sizes that disagree, for a recipe that means nothing and
+        for images that are not finite, which would be black.
         """
         device = self._execution_device
         count = agreed_count(batch_size, class_labels, noise)
@@ -55,13 +56,16 @@ class CompressedPipeline(DiffusionPipeline):
             noise = randn_tensor((count, *self.denoiser.sample_shape), generator=generator, device=device)
         config = dict(self.scheduler.config)
         self.denoiser.check_recipe(KNOWN, config)
-        steps = recipe_steps(config, self.recipe)
+        clip = clip_bound(config)
+        steps = guided_steps(recipe_steps(config, self.recipe), guidance_scale, clip)
         null_label = 0 if guidance_scale == 1.0 else self.denoiser.null_label
         predict = with_guidance(self.denoiser, guidance_scale, null_label)
         with self.progress_bar(total=len(steps)) as bar:
-            for _, _, state in integrate(predict, steps, noise.to(device), labels, clip_bound(config)):
+            for _, _, state in integrate(predict, steps, noise.to(device), labels, clip):
                 bar.update()
                 image = state
+        if not image.isfinite().all():
+            raise ValueError(f"{self.denoiser.source}: an image is not finite: some number or weight is too large")
         images = self.image_processor.postprocess(image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

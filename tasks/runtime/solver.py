@@ -26,7 +26,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,20 @@ class Opening:
         return torch.from_numpy(halves.astype(np.float32)).view(self.shape)
 
     def known(self, like: Tensor, labels: Tensor | None) -> Tensor:
-        """The x0 of images of such a shape."""
+        """The x0 of images of such a shape; of no label, the number after the last one, the mean of all labels."""
         images = self.images.to(like.device)
-        return images[labels] if labels is not None and len(images) > 1 else images[:1].expand_as(like)
+        if labels is None or len(images) == 1:
+            return images[:1].expand_as(like)
+        return torch.cat([images, images.mean(0, keepdim=True)])[labels]
 
     def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """-> x at the first row's time."""
         return (self.a * noise).add_(self.known(noise, labels), alpha=self.b)
+
+    def guided(self, scale: float, clip: "Clip") -> "Opening":
+        """With the x0 of guided predictions (`with_guidance`)."""
+        mean = self.images.mean(0, keepdim=True)
+        return Opening.of(self.a, self.b, limited(mean + scale * (self.images - mean), clip))
 
     @classmethod
     def of(cls, a: float, b: float, images: Tensor) -> "Opening":
@@ -429,6 +436,14 @@ def clip_bound(scheduler_config: dict) -> Clip:
     if config.get("thresholding", False):
         return Thresholding(config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0))
     return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None
+
+
+def guided_steps(steps: Sequence[SolverStep], scale: float, clip: Clip) -> list[SolverStep]:
+    """The rows that go with `with_guidance`: what an opening knows is guided, too."""
+    first, *rest = steps
+    if scale == 1.0 or first.opening is None:
+        return list(steps)
+    return [replace(first, opening=first.opening.guided(scale, clip)), *rest]
 
 
 def with_guidance(predict: Predict, scale: float, null_label: int) -> Predict:

@@ -129,6 +129,35 @@ def test_an_opening_is_the_first_ddim_step_of_a_network_that_knows_the_mean_alon
     assert torch.equal(unlabelled.known(noise, None), images[:1].expand(4, -1, -1, -1))
 
 
+def test_an_opening_knows_no_label_and_is_guided_as_predictions_are():
+    images = torch.rand(3, 1, 2, 2).half().float()
+    opening, labels = Opening.of(0.6, 0.8, images), torch.tensor([3, 1])
+    found = opening.known(torch.zeros(2, 1, 2, 2), labels)
+    assert torch.allclose(found[0], images.mean(0)) and torch.equal(found[1], images[1])
+    guided = opening.guided(2.0, 1.0).known(torch.zeros(2, 1, 2, 2), labels)
+    assert torch.allclose(guided[1], (2 * images[1] - images.mean(0)).clamp(-1, 1), atol=1e-3)
+    assert torch.allclose(guided[0], guided_mean(images, 2.0), atol=1e-3)
+
+
+def guided_mean(images, scale):
+    return (images.mean(0) + scale * (images - images.mean(0))).clamp(-1, 1).mean(0)
+
+
+def test_guided_sampling_begins_with_a_guided_opening():
+    teacher, (noise, labels) = denoiser(), start()
+    rows = tuple(classical(teacher, 2, True))
+    recipe = Recipe(timesteps=timesteps_of(rows), solver="learned", rows=rows)
+    first = dataclasses.replace(rows[0], opening=rows[0].opening.guided(3.0, 1.0))
+    by_hand = Recipe(timesteps=recipe.timesteps, solver="learned", rows=(first, rows[1]))
+
+    def predict(x, t, labels, step):
+        null = torch.full_like(labels, 3)
+        return teacher(x, t, null) + 3.0 * (teacher(x, t, labels) - teacher(x, t, null))
+
+    wanted = sample(predict, teacher.schedule, by_hand, noise, labels)
+    assert torch.allclose(sample(network(teacher), teacher.schedule, recipe, noise, labels, 3.0, 3), wanted, atol=1e-4)
+
+
 def test_opening_images_are_the_mean_of_what_the_network_says_at_the_noisiest_timestep():
     teacher = denoiser()
     mean, spread = opening_images(teacher, 4, 1)

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tasks.core.artifacts import write_json
 from tasks.core.denoiser import build
@@ -15,7 +16,7 @@ from tasks.runtime import graph
 from tasks.runtime.graph import export, open_graph
 from tasks.runtime.meaning import check_recipe
 from tasks.runtime.packed import PackedDenoiser, open_model
-from tasks.runtime.solver import KNOWN
+from tasks.runtime.solver import KNOWN, Opening
 
 FF, LAYER = "transformer_blocks.0.ff", "transformer_blocks.0.ff.net.2"
 PLAN = CachePlan(sublayers=(FF,), compute=((True,), (False,), (True,)), forecast="learned", weights=(((),), ((0.9,),), ((),)))
@@ -77,6 +78,20 @@ ROWLESS = [
     (("rows", 0, "a"), 10**400, "step 0: a 1000.* is not a finite number"), (("rows", 1, "b"), 0.5, "b 0.5 is not a list"),
     (("rows", 1, "b"), [], "step 1: b has 0 numbers, not 1 to 2"), (("rows", 0, "b"), [1, 1], "b has 2 numbers, not 1 to 1"),
     (("rows", 1, "b"), [1, NAN], "is not a list of finite numbers"), (("rows", 1, "b"), ["1"], "is not a list of finite"),
+    (("timesteps",), [900, 400, 100], "step 1: t 500.25 is not near 400, its timestep"),
+    (("rows", 1, "opening"), None, "step 1: unknown key 'opening'"),
+]
+OPENING = Opening.of(0.5, 0.5, torch.zeros(4, 1, 8, 8)).to_json()
+OPENED = json.loads(json.dumps(LEARNED | {"rows": [{**ROWS[0], "opening": OPENING}, *ROWS[1:]]}))
+IMAGES = torch.zeros(4, 1, 8, 8)
+# what is set where in the opening of a learned solver -> what the line says
+UNOPENED = [
+    (("a",), None, "a None is not a finite"), (("b",), NAN, "b nan is not a finite"), (("shape",), [4, 64], "not labels, ch"),
+    (("shape",), [4, 1, 8, 0], "is not labels, channels"), (("shape",), "4188", "is not labels"),
+    (("shape",), [10**9, 10**9, 8, 8], "x0 has 512 bytes, not 128000000000000000000"), (("more",), 1, "unknown key 'more'"),
+    (("x0",), "*", "x0 '.' is not base64"), (("x0",), 1, "x0 1 is not base64"), (("x0",), "AAAA", "x0 has 3 bytes, not 512"),
+    (("x0",), Opening.of(0, 0, IMAGES + NAN).x0, "x0 is not finite"),
+    (("x0",), Opening.of(0, 0, IMAGES + float("inf")).x0, "x0 is not finite"),
 ]
 # what only the schedule or the model tells, and a list of keys that must be there
 UNKNOWN = [
@@ -100,6 +115,13 @@ def test_rows_that_mean_nothing_are_one_line(place, value, message):
     with pytest.raises(ValueError, match=message) as caught:
         Recipe.from_json(changed(place, value, LEARNED))
     assert str(caught.value).startswith("recipe: rows") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place, value, message", UNOPENED)
+def test_an_opening_that_means_nothing_is_one_line(place, value, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Recipe.from_json(changed(("rows", 0, "opening", *place), value, OPENED))
+    assert str(caught.value).startswith("recipe: rows: opening: ") and "\n" not in str(caught.value)
 
 
 def test_rows_survive_json_and_may_be_left_out():
@@ -173,6 +195,22 @@ def test_the_package_and_its_graph_refuse_it_with_the_file(package, with_recipe,
         with pytest.raises(ValueError, match="NaN is no number of JSON" if NAN in flat(value) else message) as caught:
             opened()
         assert str(caught.value).startswith(f"{package / 'recipe.json'}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 8, 4), (4, 3, 8, 8), (3, 1, 8, 8)])
+def test_an_opening_of_other_images_is_refused_with_the_file(package, with_recipe, shape):
+    other = Opening.of(0.5, 0.5, torch.zeros(shape)).to_json()
+    with_recipe(changed(("rows", 0, "opening"), other, {**OPENED, "sparsity": None}))
+    with pytest.raises(ValueError, match=r"shape .* does not fit the model, .* of \[1, 8, 8\] of 4 classes") as caught:
+        diffusers_pipeline(package)
+    assert str(caught.value).startswith(f"{package / 'recipe.json'}: ")
+
+
+def test_images_that_are_not_finite_are_not_black_ones(package, with_recipe):
+    rows = [{**row, "a": 1e300} for row in ROWS]
+    with_recipe({**WHOLE, "sparsity": None, "solver": "learned", "rows": rows})
+    with pytest.raises(ValueError, match="recipe.json: an image is not finite"):
+        diffusers_pipeline(package)(class_labels=[0], output_type="np")
 
 
 def flat(value) -> list:
