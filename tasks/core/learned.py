@@ -9,10 +9,12 @@ be an opening, an analytic first step, whose images are learned as well (`runtim
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from tasks.core.calibration import chunk_of
 from tasks.core.denoiser import Denoiser
 from tasks.core.sampler import initial_noise, labels_for, strictly_decreasing
 from tasks.core.schedule import Schedule
@@ -132,15 +134,23 @@ def schedule_bars(schedule: Schedule) -> Tensor:
 @torch.inference_mode()
 def opening_images(denoiser: Denoiser, noises: int, seed: int) -> tuple[Tensor, float]:
     """What the network makes of pure noise, for each label: the mean over `noises`, (labels, C, H, W), and how much it depends
-    on the noise, as a share of its variance. One row for a model without labels."""
-    rows, last = max(1, denoiser.num_classes), denoiser.schedule.steps - 1
-    bar = schedule_bars(denoiser.schedule)[-1].item()
+    on the noise, as a share of its variance. One row for a model without labels. Evaluated in chunks of bounded memory."""
+    rows, shape, last = max(1, denoiser.num_classes), denoiser.sample_shape, denoiser.schedule.steps - 1
+    bar, clip = schedule_bars(denoiser.schedule)[-1].item(), clip_bound(denoiser.schedule.config)
     p, q = data_prediction(bar**0.5, (1 - bar) ** 0.5, denoiser.schedule.prediction_type)
-    noise, labels = initial_noise(denoiser.sample_shape, range(rows * noises), seed), labels_for(range(rows * noises), rows)
-    prediction = denoiser(noise, torch.full((len(noise),), float(last)), labels if denoiser.num_classes else None)
-    x0 = limited(p * noise + q * prediction, clip_bound(denoiser.schedule.config)).view(noises, rows, *denoiser.sample_shape)
-    mean = x0.mean(0)
-    return mean, ((x0 - mean).square().mean() / mean.var().clamp(min=1e-12)).item()
+    device, chunk = next(denoiser.model.parameters()).device, chunk_of(shape)
+    total, squares = torch.zeros(rows, *shape, dtype=torch.float64, device=device), 0.0
+    for first in range(0, rows * noises, chunk):
+        indices = range(first, min(first + chunk, rows * noises))
+        noise, labels = initial_noise(shape, indices, seed).to(device), labels_for(indices, rows).to(device)
+        t = torch.full((len(noise),), float(last), device=device)
+        prediction = denoiser(noise, t, labels if denoiser.num_classes else None)
+        x0 = limited(p * noise + q * prediction, clip).double()
+        total.index_add_(0, labels, x0)
+        squares += x0.square().sum().item()
+    mean = total / noises
+    variance = squares / (rows * noises * prod(shape)) - mean.square().mean()
+    return mean.float().cpu(), (variance.clamp(min=0) / mean.var().clamp(min=1e-12)).item()
 
 
 def opened(schedule: Schedule, rows: Sequence[SolverStep], images: Tensor) -> list[SolverStep]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.core import learned
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser, build
 from tasks.core.learned import LearnedSolver, falling, opened, opening_images, timesteps_of
@@ -158,9 +159,12 @@ def test_guided_sampling_begins_with_a_guided_opening():
     assert torch.allclose(sample(network(teacher), teacher.schedule, recipe, noise, labels, 3.0, 3), wanted, atol=1e-4)
 
 
-def test_opening_images_are_the_mean_of_what_the_network_says_at_the_noisiest_timestep():
-    teacher = denoiser()
+def test_opening_images_are_the_mean_of_what_the_network_says_at_the_noisiest_timestep(monkeypatch):
+    teacher, batches = denoiser(), []
+    monkeypatch.setattr(learned, "chunk_of", lambda shape: 5)
+    teacher.model.register_forward_pre_hook(lambda model, given: batches.append(len(given[0])))
     mean, spread = opening_images(teacher, 4, 1)
+    assert batches == [5, 5, 2]
     noise, labels = initial_noise((1, 8, 8), range(12), 1), labels_for(range(12), 3)
     bar = teacher.schedule.alphas_cumprod.double()[-1].item()
     with torch.no_grad():
