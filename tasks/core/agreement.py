@@ -1,5 +1,6 @@
 """What no block of params.yaml can check alone: blocks that must agree, and goals that no setting of them can reach."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ def check(params: dict, stages: tuple[str, ...]) -> None:
     check_resources(params["resources"], stages)
     check_backends(params)
     check_batches(params)
+    check_pairs(params)
     check_noise(params)
     check_goal(params["goal"], params)
 
@@ -54,14 +56,33 @@ def check_batches(params: dict) -> None:
                              "make them equal")
 
 
+def check_pairs(params: dict) -> None:
+    """Few steps learn from the teacher's images of solver_learn, made with more steps, and hold some of them out."""
+    learn, few = params["solver_learn"], params["distill"]["few_steps"]
+    held = {"finish.held": params["finish"]["held"]}
+    held |= {"distill.few_steps.held": few["held"]} if few["evaluations"] else {}
+    for key, count in held.items():
+        if count >= learn["noises"]:
+            raise ValueError(f"{key}: {count} is not below solver_learn.noises: {learn['noises']}, of which it is a part")
+    for key, evaluations in (("solver_learn", learn["evaluations"]), ("distill.few_steps", few["evaluations"])):
+        if (most := max(evaluations, default=1)) >= learn["teacher"]["steps"]:
+            raise ValueError(f"{key}.evaluations: {most} is not below solver_learn.teacher.steps: {learn['teacher']['steps']}, "
+                             "by which it learns")
+
+
 def check_noise(params: dict) -> None:
-    """Nothing is judged on noise that another stage chose with; fid itself knows of its dull front's."""
-    stages = ("pretrain_load", "mask_search", "solver_learn", "cache_learn", "finish", "package")
-    choosers = {f"{stage}.seed": params[stage]["seed"] for stage in stages}
-    choosers |= {f"evolve.{block}.seed": params["evolve"][block]["seed"] for block in ("protocol", "finals")}
-    for key, seed in choosers.items():
-        if seed == params["fid"]["seed"]:
-            raise ValueError(f"fid.seed: {seed} is {key}, too: samples would be judged on noise that something was chosen with")
+    """Nothing is judged on noise that another stage learned or chose with; fid itself knows of its dull front's."""
+    def seeds(*keys: str) -> dict[str, int]:
+        return {key: functools.reduce(dict.__getitem__, key.split("."), params) for key in keys}
+
+    learned = seeds("solver_learn.seed")
+    guided = learned | seeds("pretrain_load.seed", "mask_search.seed", "cache_learn.seed", "evolve.protocol.seed")
+    chosen = guided | seeds("evolve.finals.seed", "finish.seed", "package.seed")
+    for key, others in (("evolve.protocol.seed", learned), ("evolve.finals.seed", guided), ("fid.seed", chosen)):
+        for other, seed in others.items():
+            if seeds(key)[key] == seed:
+                raise ValueError(f"{key}: {seed} is {other}, too: samples would be judged on noise that something was chosen "
+                                 "with")
 
 
 def check_goal(goal: dict, params: dict) -> None:

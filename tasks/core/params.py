@@ -46,6 +46,14 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{key}: {value} is not between {low} and {high}")
 
 
+def check_different(key: str, values: typing.Sequence, least: int = 1) -> None:
+    """least: 0 where none is a choice, too."""
+    if len(values) < least:
+        raise ValueError(f"{key}: [] is empty, it needs at least one")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key}: {list(values)} names one twice")
+
+
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{key}: {value!r} is not one of {', '.join(choices)}{suggestion(value, choices)}")

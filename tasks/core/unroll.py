@@ -5,7 +5,8 @@ the teacher's noises (GAS, arXiv 2510.17699; the weights as in Diffusion2GAN, ar
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +64,6 @@ class Weights:
     maps: float     # of its inner layers
     pixels: float
     moments: float  # of mean and covariance over the batch
-
-    def __post_init__(self):
-        for name in ("maps", "pixels", "moments"):
-            check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
 
 
 class PictureLoss(nn.Module):
@@ -136,11 +133,18 @@ class How:
     seed: int           # of the batches
     loss: Weights
 
-    def __post_init__(self):
-        for name, low, high in (("steps", 0, 10**7), ("batch", 2, 4096), ("lr", 0, 1), ("images_lr", 0, 10),
-                                ("solver_lr", 0, 1),
-                                ("warmup", 0, 10**6), ("ema_decay", 0, 1), ("judge_every", 1, 10**6)):
-            check_range(name, getattr(self, name), low, high)
+
+def check_training(where: str, params: Any) -> None:
+    """What every block of params.yaml that trains along trajectories has. where: its key. Raises ValueError."""
+    rates = [name for name in ("lr", "solver_lr") if hasattr(params, name)]
+    for name, low, high in (("steps", 0, 10**7), ("batch", 2, 4096), *((rate, 0, 1) for rate in rates), ("warmup", 0, 10**6),
+                            ("ema_decay", 0, 1), ("judge_every", 1, 10**6), ("held", 1, 10**6)):
+        check_range(f"{where}.{name}", getattr(params, name), low, high)
+    for name, weight in asdict(params.loss).items():
+        check_range(f"{where}.loss.{name}", weight, 0, 1e6)
+    if not any(getattr(params, rate) for rate in rates):
+        raise ValueError(f"{where}.{rates[0]}: 0{' and solver_lr: 0' if len(rates) > 1 else ''}: nothing would learn; steps: 0 "
+                         "keeps the start")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from tasks.core.artifacts import Inputs, read_json
 from tasks.core.denoiser import Denoiser
 from tasks.core.learned import SPREAD, LearnedSolver, opened, opening_images, timesteps_of
 from tasks.core.pairs import Pairs
-from tasks.core.params import check_choice, check_range
+from tasks.core.params import check_choice, check_different, check_range
 from tasks.core.sampler import spaced_timesteps
-from tasks.core.unroll import How, Learned, Weights, train_along
+from tasks.core.unroll import How, Learned, Weights, check_training, train_along
 from tasks.runtime.meaning import LEARNED, check_rows
 from tasks.runtime.solver import SolverStep, solver_steps
 
@@ -45,13 +45,13 @@ class FewSteps:
 
     def __post_init__(self):
         check_choice("distill.few_steps.start", self.start, STARTS)
+        check_different("distill.few_steps.evaluations", self.evaluations, least=0)
+        check_different("distill.few_steps.grains", self.grains, least=min(1, len(self.evaluations)))
         for grain in self.grains:
             check_choice("distill.few_steps.grains", grain, ("dense", "2of4", "unit"))
         for nfe in self.evaluations:
             check_range("distill.few_steps.evaluations", nfe, 1, 50)
-        for name, low, high in (("steps", 0, 10**7), ("batch", 2, 4096), ("lr", 0, 1), ("solver_lr", 0, 1),
-                                ("warmup", 0, 10**6), ("ema_decay", 0, 1), ("judge_every", 1, 10**6), ("held", 1, 10**6)):
-            check_range(f"distill.few_steps.{name}", getattr(self, name), low, high)
+        check_training("distill.few_steps", self)
 
     def how(self, bf16: bool, seed: int) -> How:
         return How(steps=self.steps, batch=self.batch, lr=self.lr, images_lr=3 * self.lr, solver_lr=self.solver_lr,

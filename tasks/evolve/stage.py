@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.core.artifacts import Inputs, Report, read_json, write_json
-from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.params import Goal, check_choice, check_different, check_range
 from tasks.core.quality import Difference, Gaussian, features, paired_distance
 from tasks.core.recipe import Recipe
 from tasks.data.features import load_feature_net
@@ -80,6 +80,7 @@ class Params:
     def __post_init__(self):
         check_choice("evolve.grouping", self.grouping, (*GROUPINGS, "free"))
         check_choice("evolve.proxy", self.proxy, PROXIES)
+        check_different("evolve.solvers", self.solvers)
         for solver in self.solvers:
             check_choice("evolve.solvers", solver, SOLVERS)
         if len(self.steps) != 2 or not 2 <= self.steps[0] <= self.steps[1] <= 1000:

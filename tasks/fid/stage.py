@@ -18,7 +18,7 @@ import numpy as np
 
 from tasks.core.artifacts import Inputs, Report, digest, hash_file, write_json
 from tasks.core.denoiser import Denoiser, load
-from tasks.core.params import Goal, check_choice, check_range
+from tasks.core.params import Goal, check_choice, check_different, check_range
 from tasks.core.progress import track
 from tasks.core.quality import EQUAL, features, fid, fid_name, strata_of
 from tasks.core.recipe import Recipe
@@ -54,13 +54,11 @@ class DullParams:
 
     def __post_init__(self):
         for name, choices in (("precisions", ("fp32", "bf16", "int8")), ("solvers", DULL_SOLVERS), ("spacings", SPACINGS)):
-            if not getattr(self, name):
-                raise ValueError(f"fid.dull.{name}: [] is empty; the front needs at least one")
+            check_different(f"fid.dull.{name}", getattr(self, name))
             for value in getattr(self, name):
                 check_choice(f"fid.dull.{name}", value, choices)
         for name, low, high in (("steps", 1, 1000), ("rounds", 10, 10**6)):
-            if not getattr(self, name):
-                raise ValueError(f"fid.dull.{name}: [] is empty; the front needs at least one")
+            check_different(f"fid.dull.{name}", getattr(self, name))
             for value in getattr(self, name):
                 check_range(f"fid.dull.{name}", value, low, high)
         if list(self.rounds) != sorted(set(self.rounds)):

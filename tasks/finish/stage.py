@@ -26,7 +26,7 @@ from tasks.core.pairs import Pairs
 from tasks.core.params import check_range
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import cached_network
-from tasks.core.unroll import How, PictureLoss, Weights, judge_samples, train_along
+from tasks.core.unroll import How, PictureLoss, Weights, check_training, judge_samples, train_along
 from tasks.data.features import load_feature_net
 from tasks.finish.rounded import install
 from tasks.runtime.cache import remove_cache
@@ -51,10 +51,8 @@ class Params:
     seed: int
 
     def __post_init__(self):
-        for name, low, high in (("steps", 0, 10**7), ("batch", 2, 4096), ("lr", 0, 1), ("solver_lr", 0, 1),
-                                ("warmup", 0, 10**6), ("ema_decay", 0, 1), ("judge_every", 1, 10**6), ("held", 1, 10**6),
-                                ("calibration_states", 128, 10**6)):
-            check_range(f"finish.{name}", getattr(self, name), low, high)
+        check_range("finish.calibration_states", self.calibration_states, 128, 10**6)
+        check_training("finish", self)
 
     @property
     def how(self) -> How:

@@ -19,13 +19,13 @@ from tasks.core.artifacts import Inputs, Report, write_json
 from tasks.core.denoiser import load
 from tasks.core.learned import SPREAD, LearnedSolver, opening_images, timesteps_of
 from tasks.core.pairs import Pairs, sample_kept
-from tasks.core.params import check_choice, check_range
+from tasks.core.params import check_choice, check_different, check_range
 from tasks.core.parcel import Parcel
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import SPACINGS, spaced_timesteps
 from tasks.core.schedule import Schedule
 from tasks.core.serial import Failed
-from tasks.core.unroll import How, Learned, PictureLoss, Weights, train_along
+from tasks.core.unroll import How, Learned, PictureLoss, Weights, check_training, train_along
 from tasks.data.features import load_feature_net
 from tasks.runtime.solver import SOLVERS
 from tasks.solver_learn.start import Start, best_start, rows_of, starts
@@ -73,19 +73,16 @@ class Params:
 
     def __post_init__(self):
         for name in ("evaluations", "solvers", "spacings"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"solver_learn.{name}: {list(values)} is empty, or names one twice")
+            check_different(f"solver_learn.{name}", getattr(self, name))
         for solver in self.solvers:
             check_choice("solver_learn.solvers", solver, SOLVERS)
         for spacing in self.spacings:
             check_choice("solver_learn.spacings", spacing, SPACINGS)
         for nfe in self.evaluations:
             check_range("solver_learn.evaluations", nfe, 1, 50)
-        for name, low, high in (("noises", 2, 10**6), ("held", 1, self.noises - 1), ("steps", 0, 10**6),
-                                ("batch", 2, 4096), ("lr", 0, 1), ("warmup", 0, 10**6),
-                                ("ema_decay", 0, 1), ("judge_every", 1, 10**6)):
-            check_range(f"solver_learn.{name}", getattr(self, name), low, high)
+        check_range("solver_learn.noises", self.noises, 2, 10**6)
+        check_range("solver_learn.held", self.held, 1, self.noises - 1)
+        check_training("solver_learn", self)
 
     @property
     def how(self) -> How:

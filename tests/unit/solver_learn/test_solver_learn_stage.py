@@ -118,7 +118,7 @@ def test_the_best_start_is_the_one_of_least_loss(folders, opening):
 
 @pytest.mark.parametrize(("changed", "message"), [
     ({"evaluations": ()}, r"solver_learn.evaluations: \[\] is empty"),
-    ({"evaluations": (4, 4)}, r"solver_learn.evaluations: \[4, 4\] is empty, or names one twice"),
+    ({"evaluations": (4, 4)}, r"solver_learn.evaluations: \[4, 4\] names one twice"),
     ({"evaluations": (0,)}, "solver_learn.evaluations: 0 is not between 1 and 50"),
     ({"solvers": ("euler",)}, f"solver_learn.solvers: 'euler' is not one of {', '.join(SOLVERS)}"),
     ({"held": 12}, "solver_learn.held: 12 is not between 1 and 11")])
