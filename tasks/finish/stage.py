@@ -1,7 +1,7 @@
 """The chosen model trained once more as it will ship: rounded, masked, cached, along its own trajectory, with its solver.
 
 Reads: data (the feature net that guides the search), pretrain_load (teacher), solver_learn (pairs), distill (students, masks),
-evolve (recipe, weights).
+evolve (recipe, weights, integers whose rounding was learned).
 Writes: recipe.json, the recipe with the solver as it was learned on; weights.json, whose weights these are; where training
 found something better, finished.safetensors (dense shapes, masks applied); curve.csv, held.csv. Report: the loss on held noises
 of what came and of what goes, each computed as a package computes it. Nothing worse than what came is handed on; it is said.
@@ -13,6 +13,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,8 @@ from tasks.core.unroll import How, PictureLoss, Weights, check_training, judge_s
 from tasks.data.features import load_feature_net
 from tasks.finish.rounded import install
 from tasks.runtime.cache import remove_cache
-from tasks.runtime.precision import Ranges, apply_precision, remove_precision
+from tasks.runtime.precision import SIMULATED, Integers, Ranges, apply_precision, remove_precision
+from tasks.runtime.rounding import read_integers
 from tasks.runtime.solver import recipe_steps
 
 INPUTS = ("data", "pretrain_load", "solver_learn", "distill", "evolve")
@@ -69,7 +71,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     learn, held = pairs.split(params.held)
     loss = PictureLoss(net, params.loss)
     ranges = ranges_on_trajectory(denoiser, recipe, params.calibration_states, params.seed)
-    came = shipped_loss(denoiser, recipe, ranges, held, loss)
+    came = shipped_loss(denoiser, recipe, ranges, held, loss, learned_integers(weights, inputs))
 
     student = Denoiser(copy.deepcopy(denoiser.model), denoiser.schedule)
     install(student.model, recipe.precision, ranges)
@@ -83,7 +85,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     again = ranges_on_trajectory(finished, now, params.calibration_states, params.seed)
     went = shipped_loss(finished, now, again, held, loss)
 
-    kept = found.kept_start or went >= came
+    kept = found.kept_start or not went < came  # a loss that is no number is not less
     print(f"finish: loss on held noises, as it ships: {came:.4f} -> {went:.4f}"
           + ("; what came is handed on as it is" if kept else ""), flush=True)
     write_json(out / "recipe.json", (recipe if kept else now).to_json())
@@ -109,8 +111,14 @@ def chosen(weights: Mapping, inputs: Inputs) -> tuple[Denoiser, dict[str, Tensor
     return denoiser, masks
 
 
-def shipped_loss(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, held: Pairs, loss: PictureLoss) -> float:
-    apply_precision(denoiser.model, recipe.precision, ranges)
+def learned_integers(weights: Mapping, inputs: Inputs) -> Integers:
+    """Those that `package` takes where the weights go on as they came; none where the search learned no rounding."""
+    return read_integers(inputs["evolve"] / "rounding" / f"{Path(weights['file'] or 'teacher').stem}.safetensors")
+
+
+def shipped_loss(denoiser: Denoiser, recipe: Recipe, ranges: Ranges, held: Pairs, loss: PictureLoss,
+                 integers: Integers = MappingProxyType({})) -> float:
+    apply_precision(denoiser.model, recipe.precision, ranges, SIMULATED, integers)
     try:
         return judge_samples(cached_network(denoiser, recipe), denoiser.schedule, recipe, held, loss)
     finally:

@@ -32,7 +32,7 @@ from tasks.solver_learn.start import Start, best_start, rows_of, starts
 
 INPUTS = ("data", "pretrain_load")
 OPENING_NOISES = 32  # for each label
-TRIED = 64            # held pairs that the start is chosen on
+TRIED = 64            # of the pairs to learn from, that the start is chosen on
 WEIGHTS = "dense"    # whose solvers these are
 
 
@@ -146,7 +146,7 @@ def make_learner(teacher: Parcel, data: Parcel, pairs: Pairs, params: Params, ch
     learn, held = pairs.split(params.held)
 
     def learner(nfe: int) -> Found:
-        start = best_start(denoiser, nfe, candidates, images, held.part(0, min(TRIED, len(held))), loss)
+        start = best_start(denoiser, nfe, candidates, images, learn.part(0, min(TRIED, len(learn))), loss)
         solver = LearnedSolver(denoiser.schedule, rows_of(denoiser.schedule, nfe, start, images))
         return Found(start, train_along(denoiser, solver, learn, held, net, params.how, checkpoint(f"solver_learn_{nfe}"),
                                         f"solver_learn {nfe}"))

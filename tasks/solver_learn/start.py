@@ -1,4 +1,4 @@
-"""Where a learned solver starts from: the classical one whose images of the held noises are nearest to the teacher's."""
+"""Where a learned solver starts from: the classical one whose images are nearest to the teacher's of the same noises."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -89,6 +89,25 @@ def test_what_is_worse_is_not(inputs, tmp_path, capsys):
     assert not (tmp_path / "finished.safetensors").exists() and "handed on as it is" in capsys.readouterr().out
 
 
+def test_rounding_that_the_search_learned_counts_for_what_came(inputs, tmp_path):
+    """Integers of other weights make it worse: were they not read, both losses would be alike."""
+    plain = stage.run(replace(PARAMS, steps=0), inputs, tmp_path).numbers
+    recipe, model = handed_on(tmp_path)[0], load(inputs["pretrain_load"] / "teacher").model
+    folder = inputs["evolve"] / "rounding"
+    folder.mkdir()
+    integers = {f"{name} 8": torch.zeros_like(model.get_submodule(name).weight, dtype=torch.int8) for name in recipe.precision}
+    save_file(integers, folder / "teacher.safetensors")
+    learned = stage.run(replace(PARAMS, steps=0), inputs, tmp_path).numbers
+    assert learned["loss_before"] != plain["loss_before"] and learned["loss_trained"] == plain["loss_trained"]
+
+
+def test_a_loss_that_is_no_number_is_not_handed_on(inputs, tmp_path, monkeypatch):
+    losses = iter((1.0, float("nan")))
+    monkeypatch.setattr(stage, "shipped_loss", lambda *_: next(losses))
+    report = stage.run(replace(PARAMS, steps=30), inputs, tmp_path).numbers
+    assert report["kept_start"] and not handed_on(tmp_path)[1]["finished"]
+
+
 def test_masks_of_a_student_stay(inputs, tmp_path):
     root, name = inputs["distill"], "transformer_blocks.0.ff.net.2.weight"
     weights = load(root / "teacher").model.state_dict()

@@ -103,6 +103,13 @@ def test_a_start_that_is_not_beaten_is_kept_and_it_is_said(run, capsys):
     assert "nothing better than" in capsys.readouterr().out
 
 
+def test_the_start_is_not_chosen_on_held_pairs(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stage, "best_start", lambda *given: seen.append(given[4]) or Start("dpm2m", "uniform", False))
+    run()
+    assert [(pairs.first, len(pairs)) for pairs in seen] == [(0, 8), (0, 8)]  # of 12, of which the last 4 are held
+
+
 @pytest.mark.parametrize("opening", [False, True])
 def test_the_best_start_is_the_one_of_least_loss(folders, opening):
     teacher, net = load(folders["pretrain_load"] / "teacher"), load_feature_net(folders["data"], "search")
