@@ -22,7 +22,8 @@ from tasks.core.schedule import Schedule
 from tasks.core.training import mixed_precision, optimise, step_generator, warmup_cosine
 from tasks.runtime.solver import Clip, Predict, clip_bound, limited
 
-HELD_BATCH = 64  # images that are judged at a time
+HELD_BATCH = 64      # images that are judged at a time
+NUMBERS = "numbers"  # in the path of a network's parameters that are no weights: few, of size one; they learn as a solver's do
 
 
 # ---- one trajectory with its gradient ----
@@ -119,6 +120,10 @@ def judge_samples(predict: Predict, schedule: Schedule, recipe: Recipe, held: Pa
 
 # ---- training ----
 
+def is_number(name: str) -> bool:
+    return NUMBERS in name.split(".")
+
+
 @dataclass(frozen=True, kw_only=True)
 class How:
     steps: int          # 0: the start is judged and kept
@@ -173,7 +178,9 @@ class Training:
         self.loss, self.clip = PictureLoss(net, how.loss), clip_bound(denoiser.schedule.config)
         self.predict_of = wrapped or (lambda one: predicting(one, how.bf16))
         self.device = next(denoiser.model.parameters()).device
-        self.live = nn.ModuleDict({"network": denoiser.model.requires_grad_(how.lr > 0), "solver": solver.to(self.device)})
+        for name, value in denoiser.model.named_parameters():
+            value.requires_grad_((how.solver_lr if is_number(name) else how.lr) > 0)
+        self.live = nn.ModuleDict({"network": denoiser.model, "solver": solver.to(self.device)})
         self.denoiser, self.solver = denoiser, solver
         self.masks = {name: mask.to(self.device, torch.bool) for name, mask in masks.items()}
         self.trained = {name: value for name, value in self.live.named_parameters() if value.requires_grad}
@@ -184,8 +191,11 @@ class Training:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
 
     def groups(self) -> list[dict]:
+        parts = {True: [], False: []}
+        for name, value in self.live["network"].named_parameters():
+            parts[is_number(name)].append(value)
         groups = [(self.solver.numbers(), self.how.solver_lr), ([self.solver.images], self.how.images_lr),
-                  ([w for w in self.live["network"].parameters() if w.requires_grad], self.how.lr)]
+                  (parts[True], self.how.solver_lr), (parts[False], self.how.lr)]
         return [{"params": params, "lr": rate} for params, rate in groups if rate > 0 and params and params[0] is not None]
 
     def step(self, i: int) -> float:

@@ -1,7 +1,8 @@
 """Layers that compute as a package will, rounded weights and inputs, and still learn: gradients pass straight through.
 
-Straight-through estimation (Bengio et al., arXiv 1308.3432; for quantised networks Jacob et al., arXiv 1712.05877). Parameters
-keep their names, so that a state dict fits before and after.
+Straight-through estimation (Bengio et al., arXiv 1308.3432; for quantised networks Jacob et al., arXiv 1712.05877). Scales of
+inputs are learned, too (LSQ, arXiv 1902.08153, eq. 3); zero points stay. Parameters keep their names, so that a state dict fits
+before and after, but for the scales' own, `numbers`.
 """
 
 from collections.abc import Mapping
@@ -10,13 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.core.unroll import NUMBERS
 from tasks.runtime.precision import Ranges, input_parts, quantize_weight, widths
 
 PEAK_BITS = 7  # from so many on a scale covers the largest weight; below, it is chosen once, at the start
 
 
+class LearnedRounding(torch.autograd.Function):
+    """x on the grid scale * (q - zero), 0 <= q <= top, as fake quantisation has it, with a gradient for the scale."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, zero: int, top: int) -> Tensor:
+        rounded = torch.fake_quantize_per_tensor_affine(x, scale.item(), zero, 0, top)
+        ctx.save_for_backward(x, rounded, scale)
+        ctx.zero, ctx.top = zero, top
+        return rounded
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, rounded, scale = ctx.saved_tensors
+        place = (x / scale).round() + ctx.zero
+        inside = (place >= 0) & (place <= ctx.top)
+        of_scale = torch.where(inside, rounded - x, rounded) / scale
+        return gradient * inside, (gradient * of_scale).sum(), None, None
+
+
 class Rounded(nn.Module):
-    """A Linear or Conv2d at a precision token. ranges: of its input, for integer widths alone."""
+    """A Linear or Conv2d at a precision token. ranges: of its input, for integer widths alone.
+
+    numbers: for each part of the input the logarithm of its scale over the one it started with.
+    """
 
     def __init__(self, base: nn.Linear | nn.Conv2d, token: str, ranges):
         super().__init__()
@@ -24,6 +48,7 @@ class Rounded(nn.Module):
         self.spans = [(0, None)]
         if self.bits is not None:
             self.spans = list(input_parts(ranges, self.bits[1]))
+            self.register_parameter(NUMBERS, nn.Parameter(torch.zeros(len(self.spans), dtype=torch.float64)))
             self.register_buffer("scale", quantize_weight(base.weight, self.bits[0])[1], persistent=False)
         self.geometry = None
         if isinstance(base, nn.Conv2d):
@@ -39,10 +64,18 @@ class Rounded(nn.Module):
             part = slice(start, start + channels) if channels else slice(None)
             start += channels
             inputs, columns = (x, weight) if not channels else (x[:, part], weight[:, part])
-            inputs = torch.fake_quantize_per_tensor_affine(inputs.float(), scale, zero, 0, 2 ** self.bits[1] - 1)
+            inputs = LearnedRounding.apply(inputs.float(), scale * self.numbers[i].exp(), zero, 2 ** self.bits[1] - 1)
             product = self.product(inputs, columns, None if i else self.bias)
             found = product if found is None else found + product
         return found.to(x.dtype)
+
+    def input_ranges(self) -> list | dict:
+        """As `calibrate_ranges` gives them, of the scales as they are."""
+        top = 2 ** self.bits[1] - 1
+        parts = [[-zero * scale * factor, (top - zero) * scale * factor]
+                 for (_, (scale, zero)), factor in zip(self.spans, self.numbers.exp().tolist(), strict=True)]
+        channels = [n for n, _ in self.spans]
+        return {"channels": channels, "parts": parts} if channels[0] else parts[0]
 
     def rounded_weight(self) -> Tensor:
         top = 2 ** (self.bits[0] - 1) - 1
@@ -64,3 +97,8 @@ def install(model: nn.Module, precision: Mapping[str, str], ranges: Ranges) -> N
             parent, _, leaf = layer.rpartition(".")
             base = model.get_submodule(layer)
             setattr(model.get_submodule(parent), leaf, Rounded(base, token, ranges.get(layer)))
+
+
+def learned_ranges(model: nn.Module) -> dict[str, list | dict]:
+    """Of all layers that `install` made and that round their inputs."""
+    return {name: layer.input_ranges() for name, layer in model.named_modules() if isinstance(layer, Rounded) and layer.bits}

@@ -2,10 +2,11 @@
 
 Reads: data (the feature net that guides the search), pretrain_load (teacher), solver_learn (pairs), distill (students, masks),
 evolve (recipe, weights, integers whose rounding was learned).
-Writes: recipe.json, the recipe with the solver as it was learned on; weights.json, whose weights these are; where training
-found something better, finished.safetensors (dense shapes, masks applied); curve.csv, held.csv. Report: the loss on held noises
-of what came and of what goes, each computed as a package computes it. Nothing worse than what came is handed on; it is said.
-Left out: weights of the cache's forecast, which stay as they came; scales of inputs, which `package` measures anew.
+Writes: recipe.json, the recipe with solver and forecast as they were learned on; weights.json, whose weights these are; where
+training found something better, finished.safetensors (dense shapes, masks applied) and ranges.json, of the inputs as they were
+learned; curve.csv, held.csv. Report: the loss on held noises of what came and of what goes, each computed as a package computes
+it. Nothing worse than what came is handed on; it is said.
+Left out: a forecast that is a formula (none, taylor) stays one; zero points of inputs and the clipping of weights stay.
 """
 
 import copy
@@ -17,7 +18,7 @@ from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.core.artifacts import Inputs, Report, read_json, write_json
 from tasks.core.calibration import ranges_on_trajectory
@@ -25,17 +26,18 @@ from tasks.core.denoiser import Denoiser, load
 from tasks.core.learned import LearnedSolver, timesteps_of
 from tasks.core.pairs import Pairs
 from tasks.core.params import check_range
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.sampler import cached_network
-from tasks.core.unroll import How, PictureLoss, Weights, check_training, judge_samples, train_along
+from tasks.core.unroll import NUMBERS, How, PictureLoss, Weights, check_training, is_number, judge_samples, train_along
 from tasks.data.features import load_feature_net
-from tasks.finish.rounded import install
+from tasks.finish.rounded import install, learned_ranges
 from tasks.runtime.cache import remove_cache
 from tasks.runtime.precision import SIMULATED, Integers, Ranges, apply_precision, remove_precision
 from tasks.runtime.rounding import read_integers
 from tasks.runtime.solver import recipe_steps
 
 INPUTS = ("data", "pretrain_load", "solver_learn", "distill", "evolve")
+RANGES = "ranges.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,16 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     student = Denoiser(copy.deepcopy(denoiser.model), denoiser.schedule)
     install(student.model, recipe.precision, ranges)
     solver = LearnedSolver(denoiser.schedule, recipe_steps(denoiser.schedule.config, recipe))
+    plan = live_forecast(student.model, recipe.cache)
     found = train_along(student, solver, learn, held, net, params.how, inputs.checkpoint("finish"), "finish", masks,
-                        lambda one: cached_network(one, recipe))
+                        lambda one: cached_network(one, replace(recipe, cache=plan)))
     finished = Denoiser(copy.deepcopy(denoiser.model), denoiser.schedule)
-    finished.model.load_state_dict(found.weights)
+    trained = {name: value for name, value in found.weights.items() if not is_number(name)}
+    finished.model.load_state_dict(trained)
     rows = found.solver.rows()
-    now = replace(recipe, solver="learned", rows=rows, timesteps=timesteps_of(rows))
-    again = ranges_on_trajectory(finished, now, params.calibration_states, params.seed)
-    went = shipped_loss(finished, now, again, held, loss)
+    now = replace(recipe, solver="learned", rows=rows, timesteps=timesteps_of(rows), cache=settled(plan))
+    learned = learned_ranges(student.model)
+    went = shipped_loss(finished, now, learned, held, loss)
 
     kept = found.kept_start or not went < came  # a loss that is no number is not less
     print(f"finish: loss on held noises, as it ships: {came:.4f} -> {went:.4f}"
@@ -91,11 +95,28 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     write_json(out / "recipe.json", (recipe if kept else now).to_json())
     write_json(out / "weights.json", {**weights, "finished": not kept})
     if not kept:
-        save_file({name: value.contiguous() for name, value in found.weights.items()}, out / "finished.safetensors")
+        save_file(trained, out / "finished.safetensors")
+        write_json(out / RANGES, learned)
     for name, rows in (("curve", found.curve), ("held", found.held)):
         with open(out / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([("step", "loss"), *rows])
     return Report({"loss_before": came, "loss_trained": went, "kept_start": kept, "steps": found.at})
+
+
+def live_forecast(model: nn.Module, plan: CachePlan | None) -> CachePlan | None:
+    """The plan with the weights of its learned forecast as parameters, which are put on the model so that they are trained."""
+    if plan is None or plan.weights is None:
+        return plan
+    table = [[nn.Parameter(torch.tensor(found, dtype=torch.float64)) if found else () for found in row] for row in plan.weights]
+    model.add_module(NUMBERS, nn.ParameterList(found for row in table for found in row if len(found)))
+    return replace(plan, weights=table)
+
+
+def settled(plan: CachePlan | None) -> CachePlan | None:
+    """The same plan with numbers again."""
+    if plan is None or plan.weights is None:
+        return plan
+    return replace(plan, weights=[[tuple(found.tolist()) if len(found) else () for found in row] for row in plan.weights])
 
 
 def chosen(weights: Mapping, inputs: Inputs) -> tuple[Denoiser, dict[str, Tensor]]:

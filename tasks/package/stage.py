@@ -1,7 +1,8 @@
 """Write one package folder per variant: what ships, and what quality and speed are measured on.
 
 Reads: data, pretrain_load (teacher), mask_search (2:4 masks), distill (student weights, unit masks), cache_learn (plan
-on the base list), evolve (recipes of single ideas, integers whose rounding was learned), finish (best recipe, its weights).
+on the base list), evolve (recipes of single ideas, integers whose rounding was learned), finish (best recipe, its weights and
+ranges of inputs).
 Writes: <variant>/ for every variant: a package that plain diffusers opens, with its OpenVINO form in openvino/; dull_fp32,
 dull_bf16, dull_int8: dense weights at the precisions anyone can have, for the dull front. Report: bytes, NFE and densities.
 Left out: a latent model's VAE (its package returns latents); conversion to other runtimes than torch and OpenVINO.
@@ -52,7 +53,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
         denoiser, masks = weights_of(variant, teacher, inputs)
         recipe = with_sparsity(variant, denoiser, masks)
         apply_masks(denoiser.model, masks)
-        ranges = ranges_on_trajectory(denoiser, recipe, params.calibration_states, params.seed)
+        ranges = read_json(inputs["finish"] / "ranges.json") if variant.weights == FINISHED else \
+            ranges_on_trajectory(denoiser, recipe, params.calibration_states, params.seed)
         folder = write_package(denoiser, recipe, ranges, masks, out / name, rounded(variant, masks, inputs))
         add_graph(folder, recipe, graphs)
         numbers[name] = facts(folder, recipe)

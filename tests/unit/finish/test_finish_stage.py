@@ -12,9 +12,10 @@ from torch import nn
 from tasks.core.artifacts import Inputs
 from tasks.core.denoiser import load
 from tasks.core.pairs import Pairs
-from tasks.core.recipe import Recipe
+from tasks.core.recipe import CachePlan, Recipe
+from tasks.core.unroll import is_number
 from tasks.finish import stage
-from tasks.finish.rounded import Rounded, install
+from tasks.finish.rounded import LearnedRounding, Rounded, install, learned_ranges
 from tasks.runtime.precision import apply_precision
 from tests.unit.solver_learn.test_solver_learn_stage import LOSS, write_inputs
 
@@ -47,11 +48,40 @@ def test_gradients_pass_straight_through_inside_the_range_and_not_outside():
     assert base.weight.grad[0].tolist() == pytest.approx([0.25, 1.0], abs=0.01)
 
 
+def test_a_scale_has_the_gradient_of_lsq():
+    """Against torch's own learnable fake quantisation, whose zero point does not move, either."""
+    x = (3 * torch.randn(200, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    scale, again = torch.tensor(0.02, requires_grad=True), torch.tensor([0.02], requires_grad=True)
+    found = LearnedRounding.apply(x, scale, 90, 255)
+    weights = torch.linspace(-1, 1, 200)
+    (found * weights).sum().backward()
+    of_x, x.grad = x.grad, None
+    wanted = torch._fake_quantize_learnable_per_tensor_affine(x, again, torch.tensor([90.0]), 0, 255, 1.0)
+    (wanted * weights).sum().backward()
+    assert torch.equal(found, wanted) and torch.equal(of_x, x.grad) and 0 < (of_x == 0).sum() < 200
+    assert scale.grad.item() == pytest.approx(again.grad.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("ranges", [[-2.0, 2.5], {"channels": [4, 2], "parts": [[-2.0, 2.5], [0.0, 1.0]]}])
+def test_learned_scales_ship_as_ranges(ranges):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(6, 5, 3)), torch.randn(4, 6, 8, 8)
+    install(model, {"0": "w8a4"}, {"0": ranges})
+    model[0].numbers.data.add_(torch.tensor([0.3, -0.2])[: len(model[0].numbers)])
+    found, plain = model(x), nn.Sequential(nn.Conv2d(6, 5, 3))
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if not is_number(name)})
+    apply_precision(plain, {"0": "w8a4"}, learned_ranges(model))
+    assert torch.allclose(plain(x), found, atol=1e-5)
+    apply_precision(plain, {"0": "w8a4"}, {"0": ranges})
+    assert not torch.allclose(plain(x), found, atol=1e-2)
+
+
 def test_install_keeps_the_names_of_parameters():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     names = list(model.state_dict())
     install(model, {"0": "w8a8", "1": "fp32"}, {"0": [-1.0, 1.0]})
-    assert list(model.state_dict()) == names and isinstance(model[0], Rounded) and isinstance(model[1], nn.Linear)
+    assert [name for name in model.state_dict() if not is_number(name)] == names
+    assert isinstance(model[0], Rounded) and isinstance(model[1], nn.Linear)
 
 
 @pytest.fixture
@@ -80,6 +110,18 @@ def test_what_is_better_is_handed_on(inputs, tmp_path):
     before = load(inputs["pretrain_load"] / "teacher").model.state_dict()
     after = load_file(tmp_path / "finished.safetensors")
     assert after.keys() == before.keys() and any(not torch.equal(after[name], before[name]) for name in after)
+    ranges = json.loads((tmp_path / "ranges.json").read_text())
+    assert ranges.keys() == recipe.precision.keys() and all(low <= 0 <= high for low, high in ranges.values())
+
+
+def test_a_learned_forecast_is_trained_and_handed_on(inputs, tmp_path):
+    folder, name = inputs["evolve"], "transformer_blocks.0.attn1"
+    given = (((),), ((0.9,),), ((),))
+    plan = CachePlan(sublayers=(name,), compute=((True,), (False,), (True,)), forecast="learned", weights=given)
+    (folder / "recipe.json").write_text(json.dumps(replace(handed_on(folder)[0], cache=plan).to_json()))
+    assert not stage.run(replace(PARAMS, steps=30), inputs, tmp_path).numbers["kept_start"]
+    found = handed_on(tmp_path)[0].cache
+    assert found.compute == plan.compute and 0.5 < found.weights[1][0][0] < 1.5 and found.weights[1][0][0] != 0.9
 
 
 def test_what_is_worse_is_not(inputs, tmp_path, capsys):
