@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tasks.core.checkpoint import Checkpoint
 from tasks.core.denoiser import Denoiser
@@ -28,8 +29,13 @@ NUMBERS = "numbers"  # in the path of a network's parameters that are no weights
 
 # ---- one trajectory with its gradient ----
 
-def unroll(predict: Predict, solver: LearnedSolver, noise: Tensor, labels: Tensor | None, clip: Clip) -> Tensor:
-    """The sample, differentiable in all that predict and solver compute with. It equals `integrate` of the solver's rows."""
+def unroll(predict: Predict, solver: LearnedSolver, noise: Tensor, labels: Tensor | None, clip: Clip,
+           recompute: bool = False) -> Tensor:
+    """The sample, differentiable in all that predict and solver compute with. It equals `integrate` of the solver's rows.
+
+    recompute: for the gradient, compute every evaluation but the last again, so that memory holds the activations of one at a
+    time. Only for a predict that keeps nothing from step to step.
+    """
     told, (opening, *rows) = (values.float() for values in solver.table())
     x, known = noise, []
     if solver.opened:
@@ -37,7 +43,9 @@ def unroll(predict: Predict, solver: LearnedSolver, noise: Tensor, labels: Tenso
         x0 = images[labels] if labels is not None and len(images) > 1 else images[:1].expand_as(noise)
         x, known = opening[0] * noise + opening[1] * x0, [x0]
     for i, (t, (p, q, a, *b)) in enumerate(zip(told, rows, strict=True)):
-        prediction = predict(x, t.expand(len(x)), labels, i).float()
+        given = x, t.expand(len(x)), labels, i
+        again = recompute and i + 1 < len(rows)
+        prediction = (checkpoint(predict, *given, use_reentrant=False) if again else predict(*given)).float()
         known.insert(0, bounded(p * x + q * prediction, clip))
         x = sum((weight * x0 for weight, x0 in zip(b, known, strict=False)), a * x)
     return x
@@ -137,6 +145,7 @@ class How:
     bf16: bool
     seed: int           # of the batches
     loss: Weights
+    recompute: bool = False  # see `unroll`; without effect where a cache is live
 
 
 def check_training(where: str, params: Any) -> None:
@@ -176,6 +185,7 @@ class Training:
                  masks: Mapping[str, Tensor], wrapped: Callable[[Denoiser], Predict] | None):
         self.pairs, self.held_pairs, self.how = pairs, held, how
         self.loss, self.clip = PictureLoss(net, how.loss), clip_bound(denoiser.schedule.config)
+        self.recompute = how.recompute and wrapped is None
         self.predict_of = wrapped or (lambda one: predicting(one, how.bf16))
         self.device = next(denoiser.model.parameters()).device
         for name, value in denoiser.model.named_parameters():
@@ -203,7 +213,7 @@ class Training:
             self.judge(0)
         rng = step_generator(self.how.seed, i)
         noise, labels, wanted = self.here(self.pairs.take(torch.randint(len(self.pairs), (self.how.batch,), generator=rng)))
-        loss = self.loss(unroll(self.predict, self.solver, noise, labels, self.clip), wanted)
+        loss = self.loss(unroll(self.predict, self.solver, noise, labels, self.clip, self.recompute), wanted)
         loss.backward()
         factor = warmup_cosine(i, self.how.steps, min(self.how.warmup, self.how.steps // 5))
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):

@@ -41,6 +41,7 @@ class FewSteps:
     ema_decay: float
     judge_every: int
     held: int                     # pairs that are only judged on
+    recompute: bool               # evaluations for the gradient, for less memory
     loss: Weights
 
     def __post_init__(self):
@@ -56,7 +57,7 @@ class FewSteps:
     def how(self, bf16: bool, seed: int) -> How:
         return How(steps=self.steps, batch=self.batch, lr=self.lr, images_lr=3 * self.lr, solver_lr=self.solver_lr,
                    warmup=self.warmup, ema_decay=self.ema_decay, judge_every=self.judge_every, bf16=bf16, seed=seed,
-                   loss=self.loss)
+                   loss=self.loss, recompute=self.recompute)
 
 
 @dataclass(frozen=True)

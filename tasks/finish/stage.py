@@ -50,6 +50,7 @@ class Params:
     ema_decay: float
     judge_every: int
     held: int               # pairs that are only judged on
+    recompute: bool         # evaluations for the gradient, for less memory
     calibration_states: int # of the recipe's own trajectories, that ranges of inputs come from
     loss: Weights
     seed: int
@@ -62,7 +63,7 @@ class Params:
     def how(self) -> How:
         return How(steps=self.steps, batch=self.batch, lr=self.lr, images_lr=3 * self.lr, solver_lr=self.solver_lr,
                    warmup=self.warmup, ema_decay=self.ema_decay, judge_every=self.judge_every, bf16=False, seed=self.seed,
-                   loss=self.loss)
+                   loss=self.loss, recompute=self.recompute)
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
@@ -80,7 +81,7 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     solver = LearnedSolver(denoiser.schedule, recipe_steps(denoiser.schedule.config, recipe))
     plan = live_forecast(student.model, recipe.cache)
     found = train_along(student, solver, learn, held, net, params.how, inputs.checkpoint("finish"), "finish", masks,
-                        lambda one: cached_network(one, replace(recipe, cache=plan)))
+                        plan and (lambda one: cached_network(one, replace(recipe, cache=plan))))
     finished = Denoiser(copy.deepcopy(denoiser.model), denoiser.schedule)
     trained = {name: value for name, value in found.weights.items() if not is_number(name)}
     finished.model.load_state_dict(trained)

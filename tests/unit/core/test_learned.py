@@ -100,6 +100,23 @@ def test_learning_goes_on_from_the_rows_that_were_learned():
         assert torch.equal(*(unroll(predicting(teacher, False), one, noise, labels, 1.0) for one in (first, again)))
 
 
+def test_recomputing_changes_no_gradient_and_holds_one_evaluation_at_a_time():
+    teacher, (noise, labels) = denoiser(), start()
+    solver, weight = shaken(LearnedSolver(teacher.schedule, classical(teacher, 3, True))), next(teacher.model.parameters())
+    weight.requires_grad_()
+    calls, found = [], []
+    plain = predicting(teacher, False)
+
+    def counted(x, t, labels, step):
+        calls.append(step)
+        return plain(x, t, labels, step)
+
+    for recompute in (False, True):
+        image = unroll(counted, solver, noise, labels, 1.0, recompute)
+        found.append(torch.autograd.grad(image.square().sum(), [weight, solver.stick, solver.b]))
+    assert calls == [0, 1, 2, 0, 1, 2, 1, 0] and all(map(torch.equal, *found))
+
+
 def test_every_number_that_can_matter_has_a_gradient():
     teacher, (noise, labels) = denoiser(), start()
     solver = shaken(LearnedSolver(teacher.schedule, classical(teacher, 3, True)))

@@ -25,8 +25,8 @@ from tasks.runtime.solver import SolverStep, solver_steps
 from tests.unit.distill.toy import SETTINGS, two_four
 
 LOSS = Weights(maps=1.0, pixels=4.0, moments=1.0)
-FEW = FewSteps(evaluations=(2,), grains=("dense", "2of4"), start="shipped", steps=4, batch=4, lr=1e-3, solver_lr=0.01, warmup=1,
-               ema_decay=0.5, judge_every=2, held=4, loss=LOSS)
+FEW = FewSteps(evaluations=(2,), grains=("dense", "2of4"), start="shipped", recompute=True, steps=4, batch=4, lr=1e-3,
+               solver_lr=0.01, warmup=1, ema_decay=0.5, judge_every=2, held=4, loss=LOSS)
 PARAMS = stage.Params(start="made_up", method="sr_ste", holdout=8, few_steps=FEW,
                       **vars(SETTINGS) | {"steps": 4, "lr": 1e-3, "lam": 0.1, "bf16": True})
 

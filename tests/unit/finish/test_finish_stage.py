@@ -20,7 +20,7 @@ from tasks.runtime.precision import apply_precision
 from tests.unit.solver_learn.test_solver_learn_stage import LOSS, write_inputs
 
 PARAMS = stage.Params(steps=6, batch=4, lr=1e-3, solver_lr=0.02, warmup=1, ema_decay=0.5, judge_every=2, held=4,
-                      calibration_states=128, loss=LOSS, seed=3)
+                      recompute=True, calibration_states=128, loss=LOSS, seed=3)
 TOKENS = ["bf16", "w8a8", "w7a8", "w4a4"]
 
 
