@@ -2,11 +2,13 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks.core.params import check_choice, check_keys
 from tasks.core.sampler import pipeline_timesteps
 from tasks.core.schedule import Schedule
+from tasks.core.shipped import learned_from
 
 # One evaluation against dense at fp32, at best: int8 is at most 16 times as fast (AMX on AVX-512), 3 bits are 9/1024 of the
 # BitOPs and 3/32 of the bytes; 2:4 halves that, units remove `mask_search.unit_share` of it.
@@ -85,6 +87,16 @@ def check_noise(params: dict) -> None:
                                  "with")
 
 
+def check_learned(params: dict, seeds: dict[str, list]) -> None:
+    """seeds: of the noises that students which ship beside the teacher learned from, by file."""
+    judges = {"fid.seed": params["fid"]["seed"],
+              **{f"evolve.{block}.seed": params["evolve"][block]["seed"] for block in ("protocol", "finals")}}
+    for key, seed in judges.items():
+        for other in (other for other, learned in seeds.items() if seed in learned):
+            raise ValueError(f"{key}: {seed} is that of pairs in {other}: samples would be judged on noise that the student "
+                             "learned from")
+
+
 def check_goal(goal: dict, params: dict) -> None:
     """Bounds that are generous on purpose: what passes may still not be reached, what does not never is."""
     evolve, kept = params["evolve"], least_kept(params)
@@ -101,6 +113,8 @@ def check_goal(goal: dict, params: dict) -> None:
 def check_known(params: dict, known: dict) -> None:
     """known: stage -> what its preflight returned; a teacher (a Denoiser) that is still to be fetched is None."""
     teacher = known["pretrain_load"]
+    if params["pretrain_load"]["source"] == "folder":
+        check_learned(params, learned_from(Path(params["pretrain_load"]["path"])))
     if teacher is not None:
         check_size(params, sum(p.numel() for p in teacher.model.parameters()))
         check_samples(params["fid"], teacher.num_classes)

@@ -8,9 +8,7 @@ from a student that ships beside the teacher.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tasks.core.artifacts import Inputs, read_json
@@ -19,12 +17,11 @@ from tasks.core.learned import SPREAD, LearnedSolver, opened, opening_images, ti
 from tasks.core.pairs import Pairs
 from tasks.core.params import check_choice, check_different, check_range
 from tasks.core.sampler import spaced_timesteps
+from tasks.core.shipped import read_student, students
 from tasks.core.unroll import How, Learned, Weights, check_training, train_along
-from tasks.runtime.meaning import LEARNED, check_rows
 from tasks.runtime.solver import SolverStep, solver_steps
 
 STARTS = ("shipped", "teacher")
-SHIPPED = "few_steps"  # folder in that of the teacher
 NOISES = 32            # for each label, of the opening's images
 
 
@@ -96,9 +93,9 @@ def beginning_of(teacher: Denoiser, nfe: int, grain: str, weights: Mapping[str, 
                  params: FewSteps, seed: int) -> Beginning:
     """The student that ships beside the teacher, if one is to be taken and there is; else `weights` with a solver of
     solver_learn, or with a classical one where none was learned for this number."""
-    shipped = inputs["pretrain_load"] / SHIPPED
-    if params.start == "shipped" and grain == "dense" and (shipped / f"{name_of(nfe, grain)}.safetensors").exists():
-        return read_shipped(shipped, name_of(nfe, grain), teacher)
+    if params.start == "shipped" and grain == "dense" and name_of(nfe, grain) in students(inputs["pretrain_load"]):
+        recipe, shipped = read_student(inputs["pretrain_load"], name_of(nfe, grain), teacher)
+        return Beginning(recipe.rows, shipped, "shipped")
     learned = read_json(inputs["solver_learn"] / "solvers.json")["dense"].get(str(nfe))
     if learned is not None:
         return Beginning(read_rows(learned), weights, "a learned solver")
@@ -117,18 +114,3 @@ def entry(name: str, nfe: int, grain: str, masks: str | None, rows: Sequence[Sol
 
 def read_rows(entry: Mapping) -> list[SolverStep]:
     return [SolverStep.from_json(row) for row in entry["rows"]]
-
-
-def read_shipped(folder: Path, name: str, teacher: Denoiser) -> Beginning:
-    """Raises ValueError naming the file unless it holds all weights of such a network, and its rows mean something."""
-    path = folder / f"{name}.safetensors"
-    weights = {key: value.float() for key, value in load_file(path).items()}
-    wanted = {key: value.shape for key, value in teacher.model.state_dict().items()}
-    if {key: value.shape for key, value in weights.items()} != wanted:
-        raise ValueError(f"{path}: its weights are not those of the teacher's network, name by name and shape by shape")
-    found = read_json(folder / f"{name}.json")
-    try:
-        check_rows(found["rows"], LEARNED, found["timesteps"], teacher.schedule.steps)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / f'{name}.json'}: {error}") from None
-    return Beginning(read_rows(found), weights, "shipped")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.core.artifacts import ARTIFACTS, REPORTS, read_json, validate, write_json
 from tasks.core.params import read_params
-from tasks.distill.few_steps import SHIPPED
+from tasks.core.shipped import FOLDER
 
 COMMAND = "dvc repro distill with distill.few_steps.start: teacher and these values"
 VALUES = ("steps", "batch", "lr", "solver_lr", "warmup", "ema_decay", "loss")  # of distill.few_steps
@@ -23,11 +23,11 @@ def ship(folder: Path, distill: Path, params: dict, report: dict) -> list[str]:
     entries = [entry for entry in read_json(distill / "students.json") if entry["grain"] is None]
     if not entries:
         raise ValueError(f"{distill / 'students.json'}: holds no few-step student with all of its weights")
-    (folder / SHIPPED).mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for entry in entries:
         halves = {name: value.to(torch.float16).contiguous() for name, value in load_file(distill / entry["file"]).items()}
-        save_file(halves, folder / SHIPPED / f"{entry['name']}.safetensors")
-        write_json(folder / SHIPPED / f"{entry['name']}.json", {
+        save_file(halves, folder / FOLDER / f"{entry['name']}.safetensors")
+        write_json(folder / FOLDER / f"{entry['name']}.json", {
             "timesteps": entry["timesteps"], "rows": entry["rows"], "command": COMMAND,
             "values": {name: params["distill"]["few_steps"][name] for name in VALUES}, "seed": params["distill"]["seed"],
             "pairs": {name: params["solver_learn"][name] for name in ("noises", "teacher", "seed")},

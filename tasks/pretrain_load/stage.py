@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tasks.core import denoiser as denoisers
+from tasks.core import shipped
 from tasks.core.agreement import Data
 from tasks.core.artifacts import Inputs, Report, read_json
 from tasks.core.denoiser import Denoiser
@@ -34,7 +35,6 @@ from tasks.pretrain_load.train import train, zero_init
 INPUTS = ("data",)
 NEIGHBOURS = 3  # of improved precision and recall
 TEACHERS = Path("tasks/pretrain_load/teachers")
-FEW_STEPS = "few_steps"  # folder beside a teacher: students that distill may start from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +101,14 @@ def preflight(params: Params, known: dict) -> Denoiser | None:
         return planned(asdict(params.train), known["data"])
     try:
         folder = params.path if params.source == "folder" else snapshot(params, ("*.json",), offline=True)
-        return fitted(inspected(folder, known["data"]).denoiser, known["data"].num_classes)
+        teacher = fitted(inspected(folder, known["data"]).denoiser, known["data"].num_classes)
     except NotFound:
         if params.source == "hub":  # not in the cache, or not whole
             return None
         raise
+    for name in shipped.students(Path(folder)):
+        shipped.check_student(Path(folder), name, teacher)
+    return teacher
 
 
 def run(params: Params, inputs: Inputs, out: Path) -> Report:
@@ -113,8 +116,8 @@ def run(params: Params, inputs: Inputs, out: Path) -> Report:
     teacher, curve = obtain(params, inputs)
     print(f"pretrain_load: dense samples by {teacher.schedule.dense_sampling}", flush=True)
     denoisers.save(teacher, out / "teacher")
-    if params.source == "folder" and Path(params.path, FEW_STEPS).is_dir():
-        shutil.copytree(Path(params.path, FEW_STEPS), out / FEW_STEPS)
+    if params.source == "folder" and Path(params.path, shipped.FOLDER).is_dir():
+        shutil.copytree(Path(params.path, shipped.FOLDER), out / shipped.FOLDER)
     if curve:
         with open(out / "curve.csv", "w", newline="") as file:
             csv.writer(file).writerows([("step", "loss"), *curve])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -104,7 +105,17 @@ def images(*counts: int, suffix: str = "png", holdout: int = 10):
     return damage
 
 
+def renamed_student(folder: Path) -> None:
+    for path in (folder / "model/few_steps").iterdir():
+        path.rename(path.with_stem("few_5"))
+
+
+def learned_by_a_student(folder: Path) -> None:
+    edit(folder, "seed: 4242", "seed: 777")
+
+
 CONFIG = "transformer/config.json"
+STUDENT = "few_steps/few_4.json"
 BAD = {
     "side": (params(("side", "32")), f"data.side: 32 is not 28, the teacher's sample_size (model/{CONFIG})"),
     "channels": (params(("channels", "3")), f"data.channels: 3 is not 1, the teacher's in_channels (model/{CONFIG})"),
@@ -126,6 +137,12 @@ BAD = {
     "cover": (without_cover, "mask_search.cover: none of nothing.* matches a layer of the model"),
     "densities": (densities_too_high, "mask_search.densities: [0.99] take no unit of any block; the highest that does is 0.75"),
     "patch": (trained, "pretrain_load.train.patch: 3 does not divide the image size 28"),
+    "a student's card": (config(STUDENT, rows=[]), f"model/{STUDENT}: recipe: rows [] is not a list of one object for each"),
+    "a student's name": (renamed_student,
+                         "model/few_steps/few_5.json: it has 4 rows, one an evaluation, and not as many as its name says"),
+    "a student's network": (lambda folder: save_file({"a": torch.zeros(2)}, folder / "model/few_steps/few_4.safetensors"),
+                            "few_4.safetensors: its weights are not those of the teacher's network"),
+    "a student's noises": (learned_by_a_student, f"fid.seed: 777 is that of pairs in model/{STUDENT}: samples"),
     "backend": (params(("backend", "tensorrt")), "mask_search.backend: 'tensorrt' is not one of openvino, eager"),
 }
 

@@ -125,6 +125,19 @@ def test_a_student_starts_from_the_one_that_ships(tmp_path, monkeypatch):
     assert [row["t"] for row in students(tmp_path)["few_2"]["rows"]] == [40, 20]
 
 
+def test_a_shipped_student_that_is_not_finite_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs, teacher = artifacts(tmp_path, tiny("dit")), tiny("dit")
+    folder = inputs["pretrain_load"] / "few_steps"
+    folder.mkdir()
+    rows = solver_steps(teacher.schedule.config, (40, 20), "ddim")
+    (folder / "few_2.json").write_text(json.dumps({"timesteps": [40, 20], "rows": [row.to_json() for row in rows]}))
+    save_file({name: torch.full_like(value, 1e6).half() for name, value in teacher.model.state_dict().items()},
+              folder / "few_2.safetensors")
+    with pytest.raises(ValueError, match=r"few_2.safetensors: .* is not finite"):
+        stage.run(PARAMS, inputs, tmp_path)
+
+
 def test_a_shipped_student_of_another_network_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs = artifacts(tmp_path, tiny("dit"))
