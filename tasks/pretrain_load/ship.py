@@ -70,7 +70,7 @@ def measure(trained: Path, data: Path, bank_steps: int) -> dict:
 def card(name: str, numbers: dict, params: dict, curve: list[tuple[str, str]]) -> str:
     how, data = params["pretrain_load"]["train"], params["data"]
     architecture = {"dit": "Class-conditional DiT (`DiTTransformer2DModel`)", "unet": "Unconditional UNet (`UNet2DModel`)"}
-    quality = {k: v for k, v in sorted(numbers.items()) if k == "class_accuracy" or k.startswith("fid")}
+    quality = {k: v for k, v in sorted(numbers.items()) if k.startswith(("class_accuracy", "fid", "precision", "recall"))}
     folder = Path(data["path"]) if data["source"] == "folder" else None
     remark, notice = numbers.get("remark"), folder and folder / "NOTICE.md"
     return CARD.format(

@@ -12,7 +12,7 @@ from tasks.core.artifacts import read_json
 from tasks.pretrain_load.ship import TEACHERS
 
 FOLDERS = sorted(path.parent for path in TEACHERS.glob("*/model_index.json"))
-SHAPES = {"mnist_dit": ((1, 28, 28), 10), "mnist_unet": ((1, 28, 28), 0)}
+SHAPES = {"mnist_dit": ((1, 28, 28), 10), "mnist_unet": ((1, 28, 28), 0), "emoji_dit": ((3, 32, 32), 10)}
 BYTES = 8e6
 
 
