@@ -3,8 +3,9 @@
 Reads: data, pretrain_load (teacher), mask_search (2:4 masks), distill (student weights, unit masks), cache_learn (plan
 on the base list), evolve (recipes of single ideas, integers whose rounding was learned), finish (best recipe, its weights and
 ranges of inputs).
-Writes: <variant>/ for every variant: a package that plain diffusers opens, with its OpenVINO form in openvino/; dull_fp32,
-dull_bf16, dull_int8: dense weights at the precisions anyone can have, for the dull front. Report: bytes, NFE and densities.
+Writes: <variant>/ for every variant: a package that plain diffusers opens, with its OpenVINO form in openvino/, whose weights
+are those of the package; dull_fp32, dull_bf16, dull_int8: dense weights at the precisions anyone can have, for the dull front.
+Report: bytes, NFE and densities.
 Left out: a latent model's VAE (its package returns latents); conversion to other runtimes than torch and OpenVINO.
 """
 
@@ -26,6 +27,7 @@ from tasks.core.sparsity import kept_shares
 from tasks.package.variants import FINISHED, Variant, variants
 from tasks.package.write import seal, write_package
 from tasks.runtime.graph import export
+from tasks.runtime.graph_store import store
 from tasks.runtime.masks import apply_masks
 from tasks.runtime.packed import open_model
 from tasks.runtime.precision import Integers
@@ -116,6 +118,7 @@ def add_graph(folder: Path, recipe: Recipe, graphs: dict[str, Path]) -> None:
     else:
         model, _ = open_model(folder / "denoiser")
         export(model, recipe, folder / "openvino")
+        store(folder / "openvino")
         graphs[key] = folder / "openvino"
     seal(folder)
 

@@ -18,8 +18,9 @@ from tasks.core.recipe import Recipe
 from tasks.runtime.compiling import anatomy, compile_graphs
 from tasks.runtime.conditioning import RowTable
 from tasks.runtime.graph_export import export
-from tasks.runtime.graph_index import CONDITIONING, graph_files, read_index, weight_bits
+from tasks.runtime.graph_index import CONDITIONING, graph_files, is_stored, read_index, weight_bits
 from tasks.runtime.graph_solver import Solving, coefficients, history_of, started
+from tasks.runtime.graph_store import unpacked
 from tasks.runtime.solver import Clip, SolverStep, Thresholding, integrate
 
 LOOPED, STEPPED, PLAIN = WAYS = ("loop", "step", "evaluation")
@@ -33,12 +34,19 @@ def open_graph(folder: str | Path, batch: int, threads: int, **config: object) -
     Graphs are compiled for the CPU with static shapes, each when it is first needed. Steps are taken in order from 0; a tensor
     kept between steps is the output of the graph that writes it and the input of those that read it, never copied.
     `predict.sample` runs a whole trajectory. config: further OpenVINO properties.
+    Where the folder is a package's, its graphs are unpacked into a temporary one first (`graph_store.py`).
     Files are compared with the hashes in `graph.json`, and in a package with those of `package.json`, now and again when they
     are compiled. Raises ValueError for damaged files and those of an older version, for a recipe beside them that is not theirs
     or means nothing, for a graph that the compiler dies of, for another batch, a step that the cache plan does not have or that
     is taken out of order.
     """
-    return GraphPredictor(Path(folder), batch, threads, config)
+    folder = Path(folder)
+    if not is_stored(folder):
+        return GraphPredictor(folder, batch, threads, config)
+    files = unpacked(folder, read_index(folder))
+    predict = GraphPredictor(Path(files.name), batch, threads, config)
+    predict.files = files  # removed with it
+    return predict
 
 
 class GraphPredictor:

@@ -13,11 +13,13 @@ from tasks.runtime.cache import sources, weights_of
 from tasks.runtime.checks import check_file, check_manifest, read_object
 from tasks.runtime.compiling import WEIGHTS
 from tasks.runtime.meaning import check_precision, check_timesteps, is_list, is_number, short
-from tasks.runtime.packed import MANIFEST, RECIPE, SCHEDULER, blamed_on, read_manifest
+from tasks.runtime.packed import MANIFEST, PACKING, RECIPE, SCHEDULER, blamed_on, read_manifest
+from tasks.runtime.packed import WEIGHTS as TENSORS
 from tasks.runtime.precision import widths
 
 INDEX = "graph.json"
 CONDITIONING = "conditioning.xml"
+STORED = "graphs.zip"  # in a package in place of all of them (`graph_store.py`)
 KEYS = {"forms", "labelled", "rows", "steps", "sums", "inference_precision", "precision", "files"}
 
 
@@ -74,22 +76,29 @@ def read_index(folder: Path) -> dict:
     folder = folder.resolve()
     packaged = folder.name == "openvino" and any((folder.parent / part).exists() for part in (MANIFEST, RECIPE, "denoiser"))
     if packaged:
-        check_sealed(folder.parent, f"{folder.name}/{INDEX}")
+        check_sealed(folder)
     index = read_object(folder / INDEX)
     if not index.keys() >= KEYS:
         raise ValueError(f"{folder / INDEX}: written by an older version; write the package again")
     check_index(folder / INDEX, index)
-    for name, expected in index["files"].items():
+    for name, expected in index["files"].items() if not is_stored(folder) else ():
         check_file(folder, name, expected)
     if packaged:
         check_same(folder, index)
     return index
 
 
-def check_sealed(package: Path, name: str) -> None:
-    """Raise ValueError unless the graph's index, the recipe and the schedule are those that the package was sealed with."""
-    files = read_manifest(package)
-    for wanted in (name, RECIPE, SCHEDULER):
+def is_stored(folder: Path) -> bool:
+    """Whether the graphs are to be unpacked, and their weights taken from the package."""
+    return (folder / STORED).exists()
+
+
+def check_sealed(folder: Path) -> None:
+    """Raise ValueError unless the graph's index, the recipe, the schedule and what the graphs are unpacked from are those that
+    the package was sealed with. folder: its `openvino/`."""
+    package, files = folder.parent, read_manifest(folder.parent)
+    stored = (f"{folder.name}/{STORED}", f"denoiser/{TENSORS}", f"denoiser/{PACKING}") if is_stored(folder) else ()
+    for wanted in (f"{folder.name}/{INDEX}", RECIPE, SCHEDULER, *stored):
         if wanted not in files:
             raise ValueError(f"{package / MANIFEST}: does not name {wanted}")
         check_file(package, wanted, files[wanted])

@@ -12,8 +12,8 @@ HOME_OF = {"prefect": "flows/", "dvc": "flows/",
            "ray": ("tasks/core/cluster.py", "tasks/core/ray_")}  # the verbs; and what is behind each, too long for one file
 NEVER = {"pickle", "dill", "joblib"}
 SHIPPED = {"torch", "numpy", "diffusers", "safetensors", *sys.stdlib_module_names}
-NOT_SHIPPED = {"graph.py", "graph_export.py", "graph_index.py", "graph_solver.py", "compiling.py",  # for OpenVINO
-               "integer.py", "rounding.py"}  # the search's kernels, learned rounding
+NOT_SHIPPED = {"graph.py", "graph_export.py", "graph_index.py", "graph_solver.py", "graph_store.py",  # for OpenVINO
+               "compiling.py", "integer.py", "rounding.py"}  # and the search's kernels, learned rounding
 MACHINE_PATH = re.compile(r"(?<![\w.~$-])/(?:root|work|tmp|home/(?!\$)\w+|Users/\w+)/[\w.-]+")
 REGISTRY_HOST = re.compile(r"(?:pypi|pythonhosted|registry|artifactory|nexus|proxy)[\w-]*\.(?:org|com|io|net)"
                            r"|download\.pytorch|/simple\b")
