@@ -73,14 +73,14 @@ class Lab(Bench):
 class Bootstrap:
     """The same resamples of samples and of the digits that judge them for all arms, so those of one arm are computed once."""
 
-    def __init__(self, judge: Judge, strata: Callable[[int], np.ndarray | None]) -> None:
+    def __init__(self, judge: Judge, strata: Callable[[int], np.ndarray | None], resamples: int = RESAMPLES) -> None:
         """strata: n -> labels of samples 0 .. n - 1."""
-        self.judge, self.strata = judge, strata
+        self.judge, self.strata, self.resamples = judge, strata, resamples
         self.drawn: dict[int, tuple[np.ndarray, quality.Gaussian]] = {}
         self.found: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def fids(self, features: np.ndarray) -> tuple[float, np.ndarray]:
-        """(n, D) -> their FID, and (RESAMPLES,) those of the resamples."""
+        """(n, D) -> their FID, and (resamples,) those of the resamples."""
         n, name = len(features), hashlib.sha256(features.tobytes()).digest()
         if n not in self.drawn:
             self.drawn[n] = self.draw(n)
@@ -92,8 +92,8 @@ class Bootstrap:
     def draw(self, n: int) -> tuple[np.ndarray, quality.Gaussian]:
         """How often each resample has each of n samples, and the digits of each."""
         rng = np.random.default_rng(0)
-        counts = quality.resample_counts(n, RESAMPLES, rng, quality.strata_of(self.strata(n)))
-        drawn = quality.resample_counts(len(self.judge.features), RESAMPLES, rng, quality.strata_of(self.judge.labels))
+        counts = quality.resample_counts(n, self.resamples, rng, quality.strata_of(self.strata(n)))
+        drawn = quality.resample_counts(len(self.judge.features), self.resamples, rng, quality.strata_of(self.judge.labels))
         return counts, quality.resampled(self.judge.features, drawn)
 
 
