@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.few_steps.lab import Lab, read_rows, read_weights, write_learned
-from benchmarks.few_steps.solvers import Classical, few_fid, judged, learned_folder
+from benchmarks.few_steps.solvers import chosen, judged, learned_folder
 from benchmarks.results import made
 from tasks.core import quality
 from tasks.core.artifacts import Inputs, digest
@@ -20,7 +20,7 @@ from tasks.core.denoiser import Denoiser
 from tasks.core.learned import timesteps_of
 from tasks.core.params import read_params, stage_params
 from tasks.core.recipe import Recipe
-from tasks.core.sampler import SPACINGS, initial_noise, labels_for, network, trajectory
+from tasks.core.sampler import initial_noise, labels_for, network, trajectory
 from tasks.core.sparsity import kept_shares
 from tasks.core.unroll import PictureLoss, judge_samples
 from tasks.distill.few_steps import SHIPPED, Beginning, FewSteps, read_shipped, train_student
@@ -160,8 +160,7 @@ def compressed(lab: Lab, one: Student, token: str) -> tuple[Denoiser, Recipe]:
 def over_more_steps(lab: Lab, seed: int) -> dict[str, float]:
     """FID of the student over DPM-Solver++ 2M's at three times as many evaluations of the dense teacher, best spacing."""
     solver, nfe = BASE
-    cells = [Classical(solver=solver, spacing=spacing, nfe=nfe) for spacing in SPACINGS]
-    base = judged(lab, min(cells, key=partial(few_fid, lab)), lab.sizes.samples)
+    base = judged(lab, chosen(lab, nfe, [solver])[0], lab.sizes.samples)
     one = student(lab, seed)
     own = lab.features(f"{NAME}-{seed}", recipe_of(one), lab.sizes.samples, network_of(lab, one))
     found = lab.difference(own, base)

@@ -47,12 +47,18 @@ def test_half_as_many_evaluations_again_are_rounded_in_favour_of_the_classical_s
 
 
 def test_a_spacing_is_chosen_for_each_solver_and_the_best_solver_comes_first(monkeypatch):
+    """By how far off their features are on average."""
     rng = np.random.default_rng(0)
-    fids = {(solver, spacing): rng.random() for solver in SOLVERS for spacing in SPACINGS}
-    monkeypatch.setattr(solvers, "few_fid", lambda lab, cell: fids[cell.solver, cell.spacing])
-    found = solvers.chosen(None, 6)
-    assert {cell.solver for cell in found} == set(SOLVERS) and list(found.values()) == sorted(found.values())
-    assert all(fid == min(fids[cell.solver, spacing] for spacing in SPACINGS) for cell, fid in found.items())
+    cells = [(solver, spacing) for solver in SOLVERS for spacing in SPACINGS]
+    off = dict(zip(cells, 0.5 + rng.permutation(len(cells)) / 16, strict=True))
+    real, few = rng.normal(size=(300, 3)), rng.normal(size=(100, 3))
+    monkeypatch.setattr(solvers, "few_features", lambda lab, cell: few + off[cell.solver, cell.spacing])
+    lab = SimpleNamespace(judge=SimpleNamespace(features=real), strata=lambda n: None)
+    found = solvers.chosen(lab, 6)
+    order = sorted({cell.solver: off[cell.solver, cell.spacing] for cell in found}.items(), key=lambda item: item[1])
+    assert [cell.solver for cell in found] == [solver for solver, _ in order] and len(order) == len(SOLVERS)
+    assert all(off[cell.solver, cell.spacing] == min(off[cell.solver, spacing] for spacing in SPACINGS) for cell in found)
+    assert {cell.solver for cell in solvers.chosen(lab, 6, ["dpm2m"])} == {"dpm2m"}
 
 
 def test_all_samples_judge_the_best_classical_solver_and_those_that_few_do_not_tell_apart(monkeypatch):
@@ -60,7 +66,7 @@ def test_all_samples_judge_the_best_classical_solver_and_those_that_few_do_not_t
     above = dict(zip(cells, (-0.5, -0.02, -0.5), strict=True))  # of the learned solver's FID; its error is 0.01
     lab = SimpleNamespace(sizes=FEW, difference=lambda own, cell: Difference(above[cell], 0.01))
     monkeypatch.setattr(solvers, "judged_learned", lambda lab, nfe: None)
-    monkeypatch.setattr(solvers, "chosen", lambda lab, nfe: dict.fromkeys(cells, 1.0))
+    monkeypatch.setattr(solvers, "chosen", lambda lab, nfe: cells)
     monkeypatch.setattr(solvers, "judged", lambda lab, cell, n: cell)
     assert list(solvers.field(lab, 6).values()) == [FEW.samples, FEW.samples, FEW.fewer]
 
