@@ -23,6 +23,7 @@ from tasks.solver_learn.stage import make_learner
 
 NUMBERS = (5, 6, 8, 10)  # of evaluations
 MORE = 1.5               # times as many, for the best classical solver
+HEAT = 4                 # classical solvers and spacings of which the best on fewer samples is judged at MORE
 SURE = 3.0               # standard errors above the learned solver's FID on fewer samples: it is judged on no more
 
 
@@ -47,14 +48,19 @@ def more_evaluations(nfe: int) -> int:
 
 # ---- classical ----
 
-def chosen(lab: Lab, nfe: int, solvers: Sequence[str] = SOLVERS) -> list[Classical]:
-    """Each solver with the spacing of the lowest KID on few samples of other noise, best first. FID's bias by few samples would
-    prefer the solver whose images vary less."""
+def ranked(lab: Lab, nfe: int, solvers: Sequence[str] = SOLVERS) -> list[Classical]:
+    """Each solver with each spacing, the lowest KID on few samples of other noise first. FID's bias by few samples would prefer
+    images that vary less."""
     cells = [Classical(solver=solver, spacing=spacing, nfe=nfe) for solver in solvers for spacing in SPACINGS]
     few = {cell: few_features(lab, cell) for cell in cells}
-    above = {cell: quality.kid_difference(found, few[cells[0]], lab.judge.features, quality.strata_of(lab.strata(len(found))))
+    above = {cell: quality.kid_difference(found, few[cells[0]], lab.judge.features, lab.strata(len(found)))
              for cell, found in few.items()}
-    order = sorted(cells, key=lambda cell: above[cell].estimate)
+    return sorted(cells, key=lambda cell: above[cell].estimate)
+
+
+def chosen(lab: Lab, nfe: int) -> list[Classical]:
+    """Each solver with its best spacing."""
+    order = ranked(lab, nfe)
     return [next(cell for cell in order if cell.solver == solver) for solver in dict.fromkeys(cell.solver for cell in order)]
 
 
@@ -67,10 +73,16 @@ def judged(lab: Lab, cell: Classical, n: int) -> np.ndarray:
 
 
 def field(lab: Lab, nfe: int) -> dict[Classical, int]:
-    """The classical solvers, and how many samples each is judged on: all if it was chosen for the best, or if the learned one
-    is not clearly better on fewer, which happens by chance to an equal one once in 700 times."""
+    """The classical solvers, and how many samples each is judged on: all if it is the best of them on fewer, or if the learned
+    one is not clearly better on these, which happens by chance to an equal one once in 700 times."""
     own, cells = judged_learned(lab, nfe), chosen(lab, nfe)
-    return {cell: lab.sizes.samples if cell == cells[0] or not beaten(lab, own, cell) else lab.sizes.fewer for cell in cells}
+    best = best_on_fewer(lab, cells)
+    return {cell: lab.sizes.samples if cell == best or not beaten(lab, own, cell) else lab.sizes.fewer for cell in cells}
+
+
+def best_on_fewer(lab: Lab, cells: Sequence[Classical]) -> Classical:
+    """By the noise that they are judged on, which is in their favour."""
+    return min(cells, key=lambda cell: quality.fid(judged(lab, cell, lab.sizes.fewer), lab.judge.reference))
 
 
 def beaten(lab: Lab, own: np.ndarray, cell: Classical) -> bool:
@@ -119,7 +131,7 @@ def judged_learned(lab: Lab, nfe: int) -> np.ndarray:
 
 
 def best_of_more(lab: Lab, nfe: int) -> Classical:
-    return chosen(lab, more_evaluations(nfe))[0]
+    return best_on_fewer(lab, ranked(lab, more_evaluations(nfe))[:HEAT])
 
 
 def named_fid(lab: Lab, found: np.ndarray) -> dict[str, float]:

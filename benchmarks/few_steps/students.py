@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.few_steps.lab import Lab, read_rows, read_weights, write_learned
-from benchmarks.few_steps.solvers import chosen, judged, learned_folder
+from benchmarks.few_steps.solvers import judged, learned_folder, ranked
 from benchmarks.results import made
 from tasks.core import quality
 from tasks.core.artifacts import Inputs, digest
@@ -160,7 +160,7 @@ def compressed(lab: Lab, one: Student, token: str) -> tuple[Denoiser, Recipe]:
 def over_more_steps(lab: Lab, seed: int) -> dict[str, float]:
     """FID of the student over DPM-Solver++ 2M's at three times as many evaluations of the dense teacher, best spacing."""
     solver, nfe = BASE
-    base = judged(lab, chosen(lab, nfe, [solver])[0], lab.sizes.samples)
+    base = judged(lab, ranked(lab, nfe, [solver])[0], lab.sizes.samples)
     one = student(lab, seed)
     own = lab.features(f"{NAME}-{seed}", recipe_of(one), lab.sizes.samples, network_of(lab, one))
     found = lab.difference(own, base)
