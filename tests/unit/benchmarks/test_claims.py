@@ -6,6 +6,7 @@ import json
 import pytest
 
 from benchmarks.cache.arms import OPPONENTS, OURS, break_even, cells, finalists, trained
+from benchmarks.claims import few_steps
 from benchmarks.claims.__main__ import main, table
 from benchmarks.claims.claim import CLAIMS, GROUPS, at_least, at_most, below
 from benchmarks.claims.search import ALONE, BESIDE
@@ -362,3 +363,13 @@ def test_few_steps_are_claimed_of_the_published_runs(tmp_path):
     found = {name: c.check(tmp_path) for name, c in claims.items()}
     assert all(found[name].holds for name in ("quick_beats_dull_best", "quick_goal", "full_goal", "full_over_eager"))
     assert found["full_over_dull_best"].holds is False and found["full_over_eager"].measured == "30x"
+
+
+def test_few_steps_claims_are_not_made_from_some_of_what_they_are_of(tmp_path):
+    folder = tmp_path / "benchmarks" / "few_steps"
+    folder.mkdir(parents=True)
+    row = {"teacher": "t", "variant": "v", "seed": "0", "metric": "few_4_over_dpm2m_12_upper95", "value": "-0.1",
+           "protocol": ""}
+    for seeds, holds in ((2, None), (3, True)):
+        write(folder / "results.csv", [row | {"seed": str(seed)} for seed in range(seeds)])
+        assert few_steps.student_of_four(tmp_path).holds is holds
