@@ -21,9 +21,10 @@ from tasks.core.learned import timesteps_of
 from tasks.core.params import read_params, stage_params
 from tasks.core.recipe import Recipe
 from tasks.core.sampler import initial_noise, labels_for, network, trajectory
+from tasks.core.shipped import FOLDER, read_student
 from tasks.core.sparsity import kept_shares
 from tasks.core.unroll import PictureLoss, judge_samples
-from tasks.distill.few_steps import SHIPPED, Beginning, FewSteps, read_shipped, train_student
+from tasks.distill.few_steps import Beginning, FewSteps, train_student
 from tasks.mask_search import stage as mask_stage
 from tasks.mask_search.grams import input_statistics
 from tasks.mask_search.masks import unit_masks
@@ -58,14 +59,15 @@ class Student:
 def student(lab: Lab, seed: int) -> Student:
     """Seed 0: the one that ships beside the teacher; others are trained here, for most of an hour each."""
     if seed == 0:
-        found = read_shipped(TEACHERS / lab.name / SHIPPED, NAME, lab.teacher)
+        recipe, weights = read_student(TEACHERS / lab.name, NAME, lab.teacher)
+        found = Beginning(recipe.rows, weights, "shipped")
         return Student(weights=found.weights, rows=tuple(found.rows), masks={}, grain=None)
     folder = made(lab.folder / "students" / f"{NAME}-{seed}-{lab.sizes.student_steps}", partial(train, lab, seed))
     return Student(weights=read_weights(folder), rows=read_rows(folder), masks={}, grain=None)
 
 
 def ships(lab: Lab) -> bool:
-    return (TEACHERS / lab.name / SHIPPED / f"{NAME}.safetensors").exists()
+    return (TEACHERS / lab.name / FOLDER / f"{NAME}.safetensors").exists()
 
 
 def train(lab: Lab, seed: int, out: Path) -> None:
