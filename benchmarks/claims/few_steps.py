@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks.cache.arms import DIT, UNET
 from benchmarks.claims.claim import Outcome, at_least, at_most, claim, report, study, values
 
 
@@ -62,6 +63,28 @@ def learned_solver(root: Path) -> Outcome:
 def student_of_four(root: Path) -> Outcome:
     """FID of a student of 4 evaluations over DPM-Solver++ 2M at 12, upper bound, the worst of three training seeds."""
     return at_most(0.0, all_of(root, "few_4_over_dpm2m_12_upper95", 3))
+
+
+def gains(root: Path, teacher: str, batch: int) -> list[float]:
+    """Images/s of our fastest point over those of the fastest dull one that is not shown to be worse: paired samples, one
+    interleaved run."""
+    return values([row for row in study(root, "front") if row["teacher"] == teacher], f"gain_over_dull_b{batch}")
+
+
+@claim("few_steps")
+def front_of_the_dit(root: Path) -> Outcome:
+    """Gain over the dull front at batch 8."""
+    return at_least(2.0, gains(root, DIT, 8), "x")
+
+
+@claim("few_steps")
+def front_of_the_dit_at_batch_1(root: Path) -> Outcome:
+    return at_least(1.6, gains(root, DIT, 1), "x")
+
+
+@claim("few_steps")
+def front_of_the_unet(root: Path) -> Outcome:
+    return at_least(1.5, gains(root, UNET, 8), "x")
 
 
 @claim("few_steps")

@@ -373,3 +373,16 @@ def test_few_steps_claims_are_not_made_from_some_of_what_they_are_of(tmp_path):
     for seeds, holds in ((2, None), (3, True)):
         write(folder / "results.csv", [row | {"seed": str(seed)} for seed in range(seeds)])
         assert few_steps.student_of_four(tmp_path).holds is holds
+
+
+def test_gains_are_claimed_of_the_study_of_the_front(tmp_path):
+    numbers = [("mnist_dit", "ours over dull", "gain_over_dull_b8", 2.1),
+               ("mnist_dit", "ours over dull", "gain_over_dull_b1", 1.5),
+               ("mnist_unet", "ours over dull", "gain_over_dull_b8", 1.6)]
+    (tmp_path / "benchmarks" / "front").mkdir(parents=True)
+    write(tmp_path / "benchmarks" / "front" / "results.csv",
+          [{"teacher": teacher, "variant": variant, "seed": 0, "metric": metric, "value": value, "protocol": "p"}
+           for teacher, variant, metric, value in numbers])
+    found = {c.name: c.check(tmp_path) for c in CLAIMS if c.group == "few_steps"}
+    assert found["front_of_the_dit"].measured == "2.1x" and found["front_of_the_dit"].holds
+    assert found["front_of_the_dit_at_batch_1"].holds is False and found["front_of_the_unet"].holds
