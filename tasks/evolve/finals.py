@@ -16,7 +16,7 @@ from tasks.core.quality import Difference, Gaussian, paired_bootstrap, strata_of
 from tasks.core.sampler import labels_for
 from tasks.evolve.search import Evaluation, pareto_front
 
-FAR = 3.0    # times the least distance of all: a family whose own least is above it has no finalist
+FAR = 3.0    # times the least distance of all: above it nothing is a finalist
 APART = 1.08  # of costs: nearer neighbours of a front are one finalist
 
 
@@ -48,7 +48,7 @@ class Final:
 
 def finalists(told: Sequence[Evaluation], bound: float, most: int, family: Callable[[Evaluation], object]) -> list[Evaluation]:
     """At most `most` of the fronts of each family (weights, and whether the solver was learned), by rising cost, and the
-    nearest of all, whatever it costs. Families that are FAR are left out, as are neighbours at nearly one cost.
+    nearest of all, whatever it costs. What is FAR is left out, as are neighbours at nearly one cost.
 
     Raises ValueError when nothing within the bound could be evaluated.
     """
@@ -56,11 +56,11 @@ def finalists(told: Sequence[Evaluation], bound: float, most: int, family: Calla
     if not within:
         raise ValueError(f"evolve: all {len(told)} evaluations failed; the lines above say why")
     nearest = min(within, key=lambda e: (e.loss, e.cost))
-    fronts: dict[object, list[Evaluation]] = {}
+    families: dict[object, list[Evaluation]] = {}
     for e in within:
-        fronts.setdefault(family(e), []).append(e)
-    near = [front for front in map(pareto_front, fronts.values()) if front[-1].loss <= FAR * nearest.loss]
-    ranked = sorted((e for front in near for e in apart(front)), key=lambda e: (e.cost, e.loss))
+        if e.loss <= FAR * nearest.loss:
+            families.setdefault(family(e), []).append(e)
+    ranked = sorted((e for near in families.values() for e in apart(pareto_front(near))), key=lambda e: (e.cost, e.loss))
     return [e for e in spread(ranked, most - 1) if e is not nearest] + [nearest]
 
 

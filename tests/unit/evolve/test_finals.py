@@ -47,6 +47,11 @@ def test_each_near_family_has_its_front_and_the_nearest_is_last():
     assert [e.cost for e in finalists(found, 1.0, 2, family)] == [0.05, 0.2]
 
 
+def test_what_is_far_is_no_finalist_in_a_near_family_either():
+    found = [told("few", 0.01, 30.0), told("few", 0.03, 2.9), told("few", 0.04, 1.0), told("teacher", 0.02, 3.1)]
+    assert [e.cost for e in finalists(found, 1.0, 10, family)] == [0.03, 0.04]
+
+
 def test_neighbours_at_nearly_one_cost_are_one_finalist():
     front = [told("teacher", cost, 5 - cost) for cost in (0.100, 0.104, 0.107, 0.12, 0.125, 0.2)]
     assert [e.cost for e in apart(front)] == [0.100, 0.12, 0.2]
