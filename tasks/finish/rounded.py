@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from tasks.core.unroll import NUMBERS
 from tasks.runtime.precision import Ranges, input_parts, quantize_weight, widths
@@ -17,23 +18,41 @@ from tasks.runtime.precision import Ranges, input_parts, quantize_weight, widths
 PEAK_BITS = 7  # from so many on a scale covers the largest weight; below, it is chosen once, at the start
 
 
-class LearnedRounding(torch.autograd.Function):
-    """x on the grid scale * (q - zero), 0 <= q <= top, as fake quantisation has it, with a gradient for the scale."""
+class RoundedProduct(torch.autograd.Function):
+    """A Linear or Conv2d of x on the grid scale * (q - zero), 0 <= q <= top, as fake quantisation has it, with a gradient for
+    the scale. For the gradient x is rounded once more: queries, keys and values that read one x keep one tensor and not four.
+
+    geometry: of a convolution, None of a Linear.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero: int, top: int) -> Tensor:
-        rounded = torch.fake_quantize_per_tensor_affine(x, scale.item(), zero, 0, top)
-        ctx.save_for_backward(x, rounded, scale)
-        ctx.zero, ctx.top = zero, top
-        return rounded
+    def forward(ctx, x: Tensor, scale: Tensor, weight: Tensor, bias: Tensor | None, zero: int, top: int,
+                geometry: Mapping | None) -> Tensor:
+        ctx.save_for_backward(x, scale, weight)
+        ctx.zero, ctx.top, ctx.geometry = zero, top, geometry
+        return product(torch.fake_quantize_per_tensor_affine(x, scale.item(), zero, 0, top), weight, bias, geometry)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, rounded, scale = ctx.saved_tensors
-        place = (x / scale).round() + ctx.zero
+        x, scale, weight = ctx.saved_tensors
+        rounded = torch.fake_quantize_per_tensor_affine(x, scale.item(), ctx.zero, 0, ctx.top)
+        of_rounded, of_weight = product_gradients(gradient, rounded, weight, ctx.geometry)
+        of_bias = gradient.transpose(1, -1).flatten(0, -2).sum(0) if ctx.geometry else gradient.flatten(0, -2).sum(0)
+        place = (x / scale).round_() + ctx.zero
         inside = (place >= 0) & (place <= ctx.top)
-        of_scale = torch.where(inside, rounded - x, rounded) / scale
-        return gradient * inside, (gradient * of_scale).sum(), None, None
+        of_scale = (of_rounded * torch.where(inside, rounded - x, rounded)).sum() / scale
+        return of_rounded.mul_(inside), of_scale, of_weight, of_bias if ctx.needs_input_grad[3] else None, None, None, None
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Mapping | None) -> Tensor:
+    return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
+
+
+def product_gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Mapping | None) -> tuple[Tensor, Tensor]:
+    """-> of x, of weight."""
+    if geometry is None:
+        return gradient @ weight, gradient.flatten(0, -2).T @ x.flatten(0, -2)
+    return (conv2d_input(x.shape, weight, gradient, **geometry), conv2d_weight(x, weight.shape, gradient, **geometry))
 
 
 class Rounded(nn.Module):
@@ -58,15 +77,15 @@ class Rounded(nn.Module):
         if self.bits is None:
             half = torch.bfloat16
             bias = None if self.bias is None else self.bias.to(half)
-            return self.product(x.to(half), self.weight.to(half), bias).to(x.dtype)
+            return product(x.to(half), self.weight.to(half), bias, self.geometry).to(x.dtype)
         weight, found, start = self.rounded_weight(), None, 0
         for i, (channels, (scale, zero)) in enumerate(self.spans):
-            part = slice(start, start + channels) if channels else slice(None)
+            span = slice(start, start + channels) if channels else slice(None)
             start += channels
-            inputs, columns = (x, weight) if not channels else (x[:, part], weight[:, part])
-            inputs = LearnedRounding.apply(inputs.float(), scale * self.numbers[i].exp(), zero, 2 ** self.bits[1] - 1)
-            product = self.product(inputs, columns, None if i else self.bias)
-            found = product if found is None else found + product
+            inputs, columns = (x, weight) if not channels else (x[:, span], weight[:, span])
+            part = RoundedProduct.apply(inputs.float(), scale * self.numbers[i].exp(), columns, None if i else self.bias, zero,
+                                        2 ** self.bits[1] - 1, self.geometry)
+            found = part if found is None else found + part
         return found.to(x.dtype)
 
     def input_ranges(self) -> list | dict:
@@ -85,9 +104,6 @@ class Rounded(nn.Module):
             scale = torch.where(peak > 0, peak / top, 1.0)
         zeros = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
         return torch.fake_quantize_per_channel_affine(self.weight, scale, zeros, 0, -top, top)
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias) if self.geometry is None else F.conv2d(x, weight, bias, **self.geometry)
 
 
 def install(model: nn.Module, precision: Mapping[str, str], ranges: Ranges) -> None:

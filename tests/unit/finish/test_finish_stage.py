@@ -15,7 +15,7 @@ from tasks.core.pairs import Pairs
 from tasks.core.recipe import CachePlan, Recipe
 from tasks.core.unroll import is_number
 from tasks.finish import stage
-from tasks.finish.rounded import LearnedRounding, Rounded, install, learned_ranges
+from tasks.finish.rounded import Rounded, RoundedProduct, install, learned_ranges
 from tasks.runtime.precision import apply_precision
 from tests.unit.solver_learn.test_solver_learn_stage import LOSS, write_inputs
 
@@ -52,7 +52,7 @@ def test_a_scale_has_the_gradient_of_lsq():
     """Against torch's own learnable fake quantisation, whose zero point does not move, either."""
     x = (3 * torch.randn(200, generator=torch.Generator().manual_seed(1))).requires_grad_()
     scale, again = torch.tensor(0.02, requires_grad=True), torch.tensor([0.02], requires_grad=True)
-    found = LearnedRounding.apply(x, scale, 90, 255)
+    found = RoundedProduct.apply(x[:, None], scale, torch.ones(1, 1), None, 90, 255, None)[:, 0]
     weights = torch.linspace(-1, 1, 200)
     (found * weights).sum().backward()
     of_x, x.grad = x.grad, None
@@ -60,6 +60,21 @@ def test_a_scale_has_the_gradient_of_lsq():
     (wanted * weights).sum().backward()
     assert torch.equal(found, wanted) and torch.equal(of_x, x.grad) and 0 < (of_x == 0).sum() < 200
     assert scale.grad.item() == pytest.approx(again.grad.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("layer, x", [(nn.Linear(6, 5), torch.randn(2, 3, 6)), (nn.Linear(6, 5, bias=False), torch.randn(3, 6)),
+                                      (nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2), torch.randn(2, 6, 8, 8))])
+def test_gradients_of_a_rounded_product_are_those_of_rounding_and_then_multiplying(layer, x):
+    x.requires_grad_()
+    rounded = Rounded(layer, "w8a8", [-1.0, 1.5])
+    rounded(x).square().sum().backward()
+    found = [x.grad, layer.weight.grad, *([] if layer.bias is None else [layer.bias.grad])]
+    x.grad = layer.weight.grad = None
+    (scale, zero), = (span for _, span in rounded.spans)
+    coarse = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+    product = torch.func.functional_call(layer, {"weight": rounded.rounded_weight()}, (coarse,))
+    wanted = torch.autograd.grad(product.square().sum(), [x, *layer.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("ranges", [[-2.0, 2.5], {"channels": [4, 2], "parts": [[-2.0, 2.5], [0.0, 1.0]]}])
