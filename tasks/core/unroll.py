@@ -4,6 +4,7 @@ What is trained is a solver (`LearnedSolver`), the weights of a network, or both
 the teacher's noises (GAS, arXiv 2510.17699; the weights as in Diffusion2GAN, arXiv 2405.05967, which learns such pairs, too).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -293,4 +294,7 @@ def train_along(denoiser: Denoiser, solver: LearnedSolver, pairs: Pairs, held: P
     """
     training = Training(denoiser, solver, pairs, held, net, how, masks or {}, wrapped)
     curve = optimise(training.step, training.state, training.restore, how.steps, checkpoint, label, log_every)
+    lost = next((step for step, loss in curve if not math.isfinite(loss)), None)
+    if lost is not None:
+        print(f"{label}: the loss was no number by step {lost}: rates too high? What did best before is kept", flush=True)
     return training.learned(curve)

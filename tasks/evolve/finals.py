@@ -16,7 +16,7 @@ from tasks.core.quality import Difference, Gaussian, paired_bootstrap, strata_of
 from tasks.core.sampler import labels_for
 from tasks.evolve.search import Evaluation, pareto_front
 
-FAR = 3.0    # times the least distance of all: above it nothing is a finalist
+FAR = 4.0    # times the least distance of all: above it nothing is a finalist
 APART = 1.08  # of costs: nearer neighbours of a front are one finalist
 
 

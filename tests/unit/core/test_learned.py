@@ -1,6 +1,7 @@
 """Learned solvers: they start as the rows they are given, unrolling equals integrating, and training never makes it worse."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -253,6 +254,13 @@ def test_training_lowers_the_loss_on_held_pairs_and_keeps_the_best(net, tmp_path
     found = learn(net, tmp_path, dataclasses.replace(HOW, steps=30))
     assert found.loss < found.start_loss and found.loss == min(loss for _, loss in found.held)
     assert not found.kept_start and dict(found.held)[found.at] == found.loss
+
+
+def test_a_loss_that_is_no_number_is_said_and_the_start_kept(net, tmp_path, capsys):
+    found = learn(net, tmp_path, dataclasses.replace(HOW, steps=4, lr=1e30, solver_lr=0.0))
+    assert found.kept_start and found.loss == found.start_loss and not math.isfinite(found.held[-1][1])
+    assert all(value.isfinite().all() for value in found.weights.values())
+    assert "the loss was no number by step 4: rates too high?" in capsys.readouterr().out
 
 
 def test_what_is_not_better_is_not_kept(net, tmp_path):
