@@ -69,7 +69,7 @@ def said(lab: Lab, job: Job) -> str:
     sizes = lab.sizes
     judged = (f"{PRECISION}, OpenVINO; judged by {len(lab.judge.features)} real images on the report net; {sizes.resamples} "
               "resamples")
-    how = {"solvers": f"spacings chosen on {sizes.chooses} samples of other noise; learned in {lab.how.steps} steps of batch "
+    how = {"solvers": f"spacings chosen on {sizes.fewer} of the samples that judge; learned in {lab.how.steps} steps of batch "
                       f"{lab.how.batch}, {sizes.noises} noises; Holm over all solvers and the numbers up to this one",
            "student": "the shipped student" if job.seed == 0 else f"{sizes.student_steps} steps, {sizes.student_noises} noises",
            "composition": f"{sizes.adapt_steps} steps of batch {sizes.adapt_batch} under masks, units {students.UNITS:g} kept; "

@@ -39,7 +39,7 @@ from tasks.solver_learn import stage as solver_stage
 
 PRECISION = "bf16"     # of networks that are not in integers; the time stays in fp32
 BATCH = 25             # images of a network evaluation while samples are drawn
-JUDGED, CHOOSES = 31_337, 31_338  # seeds of the noise of what is judged and of what a choice is made by
+JUDGED = 31_337  # seed of the noise of what is judged
 EMOJI = "emoji"        # teachers whose name begins so were trained on the artwork of examples/emoji
 COLOUR = {"source": "folder", "side": emoji.SIDE, "channels": 3, "holdout": 720, "judge": "efficientnet_lite0"}
 COLOUR_SAMPLES = 2000  # at most: there are 720 real ones, and features have 320 dimensions
@@ -52,7 +52,6 @@ class Sizes:
     scale: str
     samples: int          # of what is judged
     fewer: int            # of a classical solver that is clearly beaten by them
-    chooses: int          # samples by which the spacing of a classical solver is chosen
     noises: int           # that the teacher makes images of
     held: int             # of these, only judged on
     solver_steps: int     # of training a solver
@@ -66,10 +65,10 @@ class Sizes:
     resamples: int        # of the bootstrap
 
 
-FULL = Sizes(scale="full", samples=10_000, fewer=1000, chooses=150, noises=8192, held=512, solver_steps=150, solver_batch=32,
+FULL = Sizes(scale="full", samples=10_000, fewer=1000, noises=8192, held=512, solver_steps=150, solver_batch=32,
              student_noises=24_576, student_steps=2700, adapt_steps=300, adapt_batch=32, minutes=6.0, loss_samples=10_000,
              resamples=400)
-FEW = Sizes(scale="quick", samples=60, fewer=40, chooses=20, noises=48, held=16, solver_steps=2, solver_batch=4,
+FEW = Sizes(scale="quick", samples=60, fewer=40, noises=48, held=16, solver_steps=2, solver_batch=4,
             student_noises=48, student_steps=2, adapt_steps=2, adapt_batch=4, minutes=0.05, loss_samples=60, resamples=50)
 
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from benchmarks.few_steps.lab import CHOOSES, Lab, read_rows, write_learned
+from benchmarks.few_steps.lab import Lab, read_rows, write_learned
 from benchmarks.results import made
 from tasks.core import quality
 from tasks.core.learned import timesteps_of
@@ -23,7 +23,6 @@ from tasks.solver_learn.stage import make_learner
 
 NUMBERS = (5, 6, 8, 10)  # of evaluations
 MORE = 1.5               # times as many, for the best classical solver
-HEAT = 4                 # classical solvers and spacings of which the best on fewer samples is judged at MORE
 SURE = 3.0               # standard errors above the learned solver's FID on fewer samples: it is judged on no more
 
 
@@ -49,23 +48,16 @@ def more_evaluations(nfe: int) -> int:
 # ---- classical ----
 
 def ranked(lab: Lab, nfe: int, solvers: Sequence[str] = SOLVERS) -> list[Classical]:
-    """Each solver with each spacing, the lowest KID on few samples of other noise first. FID's bias by few samples would prefer
-    images that vary less."""
+    """Each solver with each spacing, the lowest FID on fewer samples first. By the noise that they are judged on, which is in
+    their favour."""
     cells = [Classical(solver=solver, spacing=spacing, nfe=nfe) for solver in solvers for spacing in SPACINGS]
-    few = {cell: few_features(lab, cell) for cell in cells}
-    above = {cell: quality.kid_difference(found, few[cells[0]], lab.judge.features, lab.strata(len(found)))
-             for cell, found in few.items()}
-    return sorted(cells, key=lambda cell: above[cell].estimate)
+    return sorted(cells, key=lambda cell: quality.fid(judged(lab, cell, lab.sizes.fewer), lab.judge.reference))
 
 
 def chosen(lab: Lab, nfe: int) -> list[Classical]:
     """Each solver with its best spacing."""
     order = ranked(lab, nfe)
     return [next(cell for cell in order if cell.solver == solver) for solver in dict.fromkeys(cell.solver for cell in order)]
-
-
-def few_features(lab: Lab, cell: Classical) -> np.ndarray:
-    return lab.features(f"chooses-{cell.name}", cell.recipe(lab.teacher.schedule), lab.sizes.chooses, noise=CHOOSES)
 
 
 def judged(lab: Lab, cell: Classical, n: int) -> np.ndarray:
@@ -76,13 +68,7 @@ def field(lab: Lab, nfe: int) -> dict[Classical, int]:
     """The classical solvers, and how many samples each is judged on: all if it is the best of them on fewer, or if the learned
     one is not clearly better on these, which happens by chance to an equal one once in 700 times."""
     own, cells = judged_learned(lab, nfe), chosen(lab, nfe)
-    best = best_on_fewer(lab, cells)
-    return {cell: lab.sizes.samples if cell == best or not beaten(lab, own, cell) else lab.sizes.fewer for cell in cells}
-
-
-def best_on_fewer(lab: Lab, cells: Sequence[Classical]) -> Classical:
-    """By the noise that they are judged on, which is in their favour."""
-    return min(cells, key=lambda cell: quality.fid(judged(lab, cell, lab.sizes.fewer), lab.judge.reference))
+    return {cell: lab.sizes.samples if cell == cells[0] or not beaten(lab, own, cell) else lab.sizes.fewer for cell in cells}
 
 
 def beaten(lab: Lab, own: np.ndarray, cell: Classical) -> bool:
@@ -131,7 +117,7 @@ def judged_learned(lab: Lab, nfe: int) -> np.ndarray:
 
 
 def best_of_more(lab: Lab, nfe: int) -> Classical:
-    return best_on_fewer(lab, ranked(lab, more_evaluations(nfe))[:HEAT])
+    return ranked(lab, more_evaluations(nfe))[0]
 
 
 def named_fid(lab: Lab, found: np.ndarray) -> dict[str, float]:

@@ -47,13 +47,13 @@ def test_half_as_many_evaluations_again_are_rounded_in_favour_of_the_classical_s
 
 
 def test_a_spacing_is_chosen_for_each_solver_and_the_best_solver_comes_first(monkeypatch):
-    """By how far off their features are on average."""
+    """By FID, where features of a spread of their own are off by a number of their own."""
     rng = np.random.default_rng(0)
     cells = [(solver, spacing) for solver in SOLVERS for spacing in SPACINGS]
     off = dict(zip(cells, 0.5 + rng.permutation(len(cells)) / 16, strict=True))
     real, few = rng.normal(size=(300, 3)), rng.normal(size=(100, 3))
-    monkeypatch.setattr(solvers, "few_features", lambda lab, cell: few + off[cell.solver, cell.spacing])
-    lab = SimpleNamespace(judge=SimpleNamespace(features=real), strata=lambda n: None)
+    monkeypatch.setattr(solvers, "judged", lambda lab, cell, n: few + off[cell.solver, cell.spacing])
+    lab = SimpleNamespace(judge=SimpleNamespace(reference=Gaussian.of(real)), sizes=FEW)
     found = solvers.chosen(lab, 6)
     order = sorted({cell.solver: off[cell.solver, cell.spacing] for cell in found}.items(), key=lambda item: item[1])
     assert [cell.solver for cell in found] == [solver for solver, _ in order] and len(order) == len(SOLVERS)
@@ -68,7 +68,6 @@ def test_all_samples_judge_the_best_classical_solver_and_those_that_few_do_not_t
     monkeypatch.setattr(solvers, "judged_learned", lambda lab, nfe: None)
     monkeypatch.setattr(solvers, "chosen", lambda lab, nfe: cells)
     monkeypatch.setattr(solvers, "judged", lambda lab, cell, n: cell)
-    monkeypatch.setattr(solvers, "best_on_fewer", lambda lab, found: found[0])
     assert list(solvers.field(lab, 6).values()) == [FEW.samples, FEW.samples, FEW.fewer]
 
 
